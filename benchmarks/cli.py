@@ -1,0 +1,110 @@
+"""``visionllm-edge eval``: how right a bundle's answers are on freshly made pictures.
+
+The table or the JSON goes to standard output, progress to standard error.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+if TYPE_CHECKING:
+    from visionllm_edge.benchmarks.accuracy import Evaluation, Model
+
+__all__ = ["eval_"]
+
+
+@click.command(name="eval")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "--task",
+    type=click.Choice(["detect", "segment", "caption", "vqa"]),
+    required=True,
+    help="What to ask of the bundle.",
+)
+@click.option(
+    "--images",
+    type=click.IntRange(min=1),
+    default=200,
+    show_default=True,
+    help="How many pictures to make.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Which pictures: the same seed gives the same ones.",
+)
+@click.option(
+    "--prompts",
+    type=click.Choice(["shape", "phrase"]),
+    default="shape",
+    show_default=True,
+    help="How detect and segment name what to find: 'circle', or 'red circle'.",
+)
+@click.option(
+    "--size",
+    "size_px",
+    type=click.IntRange(min=32, max=2048),
+    default=128,
+    show_default=True,
+    help="Width and height of the pictures in pixels.",
+)
+@click.option(
+    "--threads", type=click.IntRange(min=1), default=None, help="CPU threads of the backend."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def eval_(
+    bundle: Path,
+    task: Literal["detect", "segment", "caption", "vqa"],
+    images: int,
+    seed: int,
+    prompts: Literal["shape", "phrase"],
+    size_px: int,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Measure the answers of BUNDLE on freshly made shapes-world pictures."""
+    from visionllm_edge.benchmarks.accuracy import evaluate
+
+    evaluation = evaluate(
+        _load(bundle, threads),
+        task,
+        images=images,
+        seed=seed,
+        prompts=prompts,
+        size_px=size_px,
+        progress=_report,
+    )
+    click.echo(json.dumps(evaluation.to_dict()) if as_json else _table(evaluation))
+
+
+def _load(bundle: Path, threads: int | None) -> Model:
+    from visionllm_edge.runtime import VisionLLM
+
+    model: Model = VisionLLM.load(bundle, threads=threads)
+    return model
+
+
+def _report(done: int, total: int) -> None:
+    if done == total or done % max(1, total // 10) == 0:
+        click.echo(f"eval: {done}/{total} pictures", err=True)
+
+
+def _table(evaluation: Evaluation) -> str:
+    head = f"{evaluation.task}, {evaluation.images} pictures, seed {evaluation.seed}"
+    if evaluation.prompts is not None:
+        head += f", prompts by {evaluation.prompts}"
+    width = max(len(name) for name in evaluation.metrics)
+    rows = [
+        f"  {name:<{width}}  {value}"
+        if isinstance(value, int)
+        else f"  {name:<{width}}  {value:.4f}"
+        for name, value in evaluation.metrics.items()
+    ]
+    pace = f"  ({evaluation.model_s / evaluation.images * 1000:.1f} ms per picture in the model)"
+    return "\n".join([head, *rows, pace])

@@ -1,0 +1,264 @@
+"""One stage from torch to a folder: trace, lower, save, check, compare with the model.
+
+The folder gets the stage's graphs (one per bucket), its one weights file, a small golden file with
+inputs and true outputs, and `stage.json` with ports, lowering and parity reports. A stage that
+fails a check raises; whoever gave the folder then throws it away.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from visionllm_edge.export.components.model import VisionLLM
+from visionllm_edge.export.lowering import TARGETS, lower
+from visionllm_edge.export.parity import (
+    CONTROL_FACTOR,
+    FLOORS,
+    TensorParity,
+    compare_outputs,
+    require_parity,
+)
+from visionllm_edge.export.passes.share_weights import WeightFile
+from visionllm_edge.export.stages import Bucket, Stage, fixed_ports
+from visionllm_edge.export.stages.examples import Case, Examples
+from visionllm_edge.export.tracing import trace
+from visionllm_edge.runtime.backends import StageOptions, StageRunner, load_backend
+from visionllm_edge.runtime.errors import ExportError
+from visionllm_edge.runtime.ports import Array, StagePorts
+
+__all__ = ["STAGE_FILE", "ModelPair", "build_stage", "check_stage", "variant_ports"]
+
+STAGE_FILE = "stage.json"
+
+Note = Callable[[str], None]
+
+
+class ModelPair:
+    """The model in float32 and, made when first needed, in float64 (the truth of the gate)."""
+
+    def __init__(self, model: VisionLLM) -> None:
+        """Take the float32 model."""
+        self.model = model
+        self.examples = Examples(model)
+
+    @cached_property
+    def truth(self) -> VisionLLM:
+        """The same weights in float64."""
+        return copy.deepcopy(self.model).double()
+
+
+@dataclass(frozen=True)
+class CaseParity:
+    """How one run of one variant compares."""
+
+    bucket: Bucket | None
+    case: Case
+    outputs: list[TensorParity]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {
+            "bucket": self.bucket,
+            "case": asdict(self.case),
+            "outputs": [tensor.to_dict() for tensor in self.outputs],
+        }
+
+
+def build_stage(
+    pair: ModelPair, stage: Stage, folder: Path, *, target: str, note: Note = lambda text: None
+) -> None:
+    """Fill a folder with a stage; see the module.
+
+    Args:
+        pair: the model.
+        stage: an entry of the stage table.
+        folder: empty.
+        target: name of the target.
+        note: gets a line per variant.
+
+    Raises:
+        ExportError: a graph that cannot be traced, lowered or run.
+        ParityError: a graph that computes something else than the model.
+    """
+    config = pair.model.config
+    buckets = list(config.deployment.det_buckets) if stage.bucketed else [None]
+    (folder / "stages").mkdir()
+    (folder / "golden").mkdir()
+    variants, lowering, parities = [], {}, []
+    golden_bucket = min(buckets, key=lambda b: b[0] * b[1] if b else 0)
+    golden: dict[str, Any] = {}
+    with WeightFile(folder / "stages" / f"{stage.name}.weights") as weights:
+        for bucket in buckets:
+            started = time.monotonic()
+            relative = f"stages/{stage.name}{_suffix(bucket)}.onnx"
+            model = _canonical(pair, stage, bucket)
+            traced = time.monotonic()
+            lowering[relative] = [node.to_dict() for node in lower(model, target)]
+            weights.take(model)
+            ir.save(model, folder / relative)
+            _check_file(stage.name, folder / relative)
+            variants.append({"bucket": bucket, "model": relative})
+            reports, arrays = check_stage(pair, stage, bucket, folder / relative, target)
+            parities += reports
+            if bucket == golden_bucket:
+                golden = _write_golden(folder, stage.name, bucket, arrays, reports[0])
+            finished = time.monotonic()
+            note(
+                f"{stage.name}{_suffix(bucket)}: trace {traced - started:.1f} s, lower, check and "
+                f"compare {finished - traced:.1f} s"
+            )
+    ports = stage.ports(config)
+    content = {
+        "inputs": [port.to_dict() for port in ports.inputs],
+        "outputs": [port.to_dict() for port in ports.outputs],
+        "variants": variants,
+        "lowering": lowering,
+        "parity": _parity_summary(parities, target) | {"golden": golden},
+    }
+    text = json.dumps(content, indent=1, allow_nan=False)
+    (folder / STAGE_FILE).write_text(text, encoding="utf-8")
+
+
+def variant_ports(pair: ModelPair, stage: Stage, bucket: Bucket | None) -> StagePorts:
+    """The ports of one variant, its bucket's sizes as numbers."""
+    config = pair.model.config
+    sizes = stage.bucket_sizes(config, bucket) if bucket is not None else {}
+    return fixed_ports(stage.ports(config), sizes)
+
+
+def check_stage(
+    pair: ModelPair, stage: Stage, bucket: Bucket | None, path: Path, target: str
+) -> tuple[list[CaseParity], tuple[dict[str, Tensor], dict[str, Array]]]:
+    """Run a variant at the trace sizes and at the other sizes, and compare every output.
+
+    Returns:
+        One report per run, the trace sizes first; and the inputs and true outputs of that one.
+
+    Raises:
+        ExportError: the graph does not run at one of the sizes.
+        ParityError: an output is wrong.
+    """
+    ports = variant_ports(pair, stage, bucket)
+    backend = load_backend(TARGETS[target].backend)
+    runner = backend.load_stage(path, ports, StageOptions(threads=torch.get_num_threads()))
+    control_module, true_module = stage.module(pair.model, bucket), stage.module(pair.truth, bucket)
+    reports: list[CaseParity] = []
+    golden: tuple[dict[str, Tensor], dict[str, Array]] = ({}, {})
+    for case in (stage.trace_case, *stage.check_cases):
+        inputs = stage.inputs(pair.examples, bucket, case)
+        ours = _run(stage.name, runner, inputs, case)
+        true = _run_torch(true_module, ports, {k: _widened(v) for k, v in inputs.items()})
+        control = _run_torch(control_module, ports, inputs)
+        true = stage.compared(true, case)
+        outputs = compare_outputs(
+            stage.compared(ours, case),
+            true,
+            stage.compared(control, case),
+            precision=TARGETS[target].precision,
+        )
+        require_parity(f"{stage.name}{_suffix(bucket)}", outputs)
+        reports.append(CaseParity(bucket, case, outputs))
+        if case is stage.trace_case:
+            golden = inputs, true
+    return reports, golden
+
+
+def _canonical(pair: ModelPair, stage: Stage, bucket: Bucket | None) -> ir.Model:
+    ports = variant_ports(pair, stage, bucket)
+    return trace(
+        stage.module(pair.model, bucket),
+        stage.inputs(pair.examples, bucket, stage.trace_case),
+        name=f"{stage.name}{_suffix(bucket)}",
+        inputs=ports.inputs,
+        outputs=ports.outputs,
+        opset=stage.opset,
+    )
+
+
+def _check_file(stage: str, path: Path) -> None:
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as e:
+        raise ExportError(
+            f"stage '{stage}': {path.name} is no valid ONNX model: {str(e).splitlines()[0]}"
+        ) from e
+
+
+def _run(
+    stage: str, runner: StageRunner, inputs: Mapping[str, Tensor], case: Case
+) -> dict[str, Array]:
+    try:
+        outputs = runner.run({name: tensor.numpy() for name, tensor in inputs.items()})
+    except Exception as e:
+        raise ExportError(f"stage '{stage}': does not run at {case}: {e}") from e
+    # The runner owns its output buffers and the next run overwrites them.
+    return {name: np.array(array) for name, array in outputs.items()}
+
+
+def _run_torch(
+    module: nn.Module, ports: StagePorts, inputs: Mapping[str, Tensor]
+) -> dict[str, Array]:
+    with torch.no_grad():
+        outputs = module(*inputs.values())
+    outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
+    return {port.name: output.numpy() for port, output in zip(ports.outputs, outputs, strict=True)}
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
+def _write_golden(
+    folder: Path,
+    stage: str,
+    bucket: Bucket | None,
+    arrays: tuple[dict[str, Tensor], dict[str, Array]],
+    report: CaseParity,
+) -> dict[str, Any]:
+    """Store inputs and true outputs (rounded to float32) of one run; returns the manifest's entry.
+
+    Rounding the truth costs half a unit in the last place, far below the floor of the limits.
+    """
+    inputs, outputs = arrays
+    relative = f"golden/{stage}.npz"
+    named = {f"in.{name}": tensor.numpy() for name, tensor in inputs.items()}
+    named |= {f"out.{name}": array.astype(np.float32) for name, array in outputs.items()}
+    np.savez_compressed(folder / relative, **named)  # type: ignore[arg-type]
+    return {
+        "file": relative,
+        "bucket": bucket,
+        "case": asdict(report.case),
+        "limits": {tensor.name: tensor.limit for tensor in report.outputs},
+    }
+
+
+def _parity_summary(parities: list[CaseParity], target: str) -> dict[str, Any]:
+    worst = max(
+        (tensor for report in parities for tensor in report.outputs),
+        key=lambda tensor: tensor.error / max(tensor.limit, 1e-300),
+    )
+    precision = TARGETS[target].precision
+    return {
+        "rule": f"error <= {CONTROL_FACTOR:g} x control + {FLOORS[precision]:g} x scale",
+        "truth": "torch float64",
+        "control": "torch float32",
+        "worst": worst.to_dict(),
+        "runs": [report.to_dict() for report in parities],
+    }
+
+
+def _suffix(bucket: Bucket | None) -> str:
+    return "" if bucket is None else f".{bucket[0]}x{bucket[1]}"

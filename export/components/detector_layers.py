@@ -1,0 +1,283 @@
+"""Layers of the object decoder: attention, deformable attention, fusion, encoder and decoder layer.
+
+Letters: B batch, S flattened pixels of four levels, T class texts, Q queries, d model width,
+L levels, P points. Activations are ReLU, norms come after the residual (post-LN).
+Source: Grounding DINO, arXiv 2303.05499; deformable attention, arXiv 2010.04159.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from visionllm_edge.export.components.geometry import Geometry, LevelGeometry, sine_embedding
+from visionllm_edge.export.config import DetectorConfig
+from visionllm_edge.export.ops import ms_deform_attn
+
+__all__ = ["MLP", "DecoderLayer", "DeformableAttention", "EncoderLayer"]
+
+# Additive mask value: exp of it is 0 in fp32 and it is finite in fp16.
+_MASKED = -1e4
+
+
+class MLP(nn.Module):
+    """Linear layers with ReLU between them."""
+
+    def __init__(self, *widths: int) -> None:
+        """One linear layer per neighbouring pair of widths."""
+        super().__init__()
+        self.layers = nn.ModuleList(
+            nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., first width] to [..., last width]."""
+        for i, layer in enumerate(self.layers):
+            x = layer(x) if i == 0 else layer(F.relu(x))
+        return x
+
+
+class Attention(nn.Module):
+    """Multi-head attention with packed input weights (the key names of torch's own module)."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        """``dim`` must be a multiple of ``heads``."""
+        super().__init__()
+        self.heads = heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * dim))
+        self.out_proj = nn.Linear(dim, dim)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Queries [B,Q,d], keys and values [B,K,d] to [B,Q,d]."""
+        wq, wk, wv = self.in_proj_weight.chunk(3)
+        bq, bk, bv = self.in_proj_bias.chunk(3)
+        q, k, v = (_split(F.linear(*args), self.heads) for args in ((q, wq, bq), (k, wk, bk), (v, wv, bv)))
+        scores = torch.matmul(q, k.transpose(-1, -2)) * q.shape[-1] ** -0.5
+        out: Tensor = self.out_proj(_join(torch.matmul(torch.softmax(scores, dim=-1), v)))
+        return out
+
+
+class DeformableAttention(nn.Module):
+    """Multi-scale deformable attention around reference points or boxes."""
+
+    def __init__(self, dim: int, heads: int, levels: int, points: int) -> None:
+        """The semantic op does the sampling; everything around it is ordinary."""
+        super().__init__()
+        self.heads, self.levels, self.points = heads, levels, points
+        self.sampling_offsets = nn.Linear(dim, heads * levels * points * 2)
+        self.attention_weights = nn.Linear(dim, heads * levels * points)
+        self.value_proj = nn.Linear(dim, dim)
+        self.output_proj = nn.Linear(dim, dim)
+        self._init_offsets()
+
+    def _init_offsets(self) -> None:
+        """Each head looks in its own direction at first, further for each point."""
+        nn.init.zeros_(self.sampling_offsets.weight)
+        nn.init.zeros_(self.attention_weights.weight)
+        nn.init.zeros_(self.attention_weights.bias)
+        angle = torch.arange(self.heads) * (2 * math.pi / self.heads)
+        grid = torch.stack([angle.cos(), angle.sin()], dim=-1)
+        grid = grid / grid.abs().amax(dim=-1, keepdim=True)
+        steps = torch.arange(1, self.points + 1)
+        bias = grid[:, None, None] * steps[None, None, :, None]
+        with torch.no_grad():
+            self.sampling_offsets.bias.copy_(bias.expand(-1, self.levels, -1, -1).flatten())
+
+    def forward(
+        self, query: Tensor, reference: Tensor, value: Tensor, mask: Tensor, geometry: Geometry
+    ) -> Tensor:
+        """Sample ``value`` around ``reference``.
+
+        Args:
+            query: [B,Q,d], position embedding added.
+            reference: [B,Q,L,2] points (x, y) or [B,Q,L,4] boxes (cx, cy, w, h), in units of the
+                padded image.
+            value: [B,S,d] memory.
+            mask: [S], 0 where the memory is padding.
+            geometry: sizes of the levels.
+
+        Returns:
+            [B,Q,d].
+        """
+        batch, count, dim = query.shape
+        shape = (batch, count, self.heads, self.levels, self.points)
+        offsets = self.sampling_offsets(query).view(*shape, 2)
+        weights = self.attention_weights(query)
+        weights = weights.view(batch, count, self.heads, self.levels * self.points)
+        weights = torch.softmax(weights, dim=-1).view(shape)
+        value = self.value_proj(value) * mask[None, :, None]
+        value = value.view(batch, geometry.size, self.heads, dim // self.heads)
+        centre = reference[:, :, None, :, None, :2]
+        if reference.shape[-1] == 2:
+            sizes = geometry.spatial_shapes().flip(-1).to(offsets)
+            locations = centre + offsets / sizes[:, None]
+        else:
+            extent = reference[:, :, None, :, None, 2:]
+            locations = centre + offsets / self.points * extent * 0.5
+        out = ms_deform_attn(
+            value, geometry.spatial_shapes(), geometry.level_start_index(), locations, weights
+        )
+        result: Tensor = self.output_proj(out.reshape(batch, count, dim))
+        return result
+
+
+class _FusionAttention(nn.Module):
+    """Cross attention both ways between pixels and texts, from one score matrix."""
+
+    def __init__(self, dim: int, inner: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.vision_proj = nn.Linear(dim, inner)
+        self.text_proj = nn.Linear(dim, inner)
+        self.values_vision_proj = nn.Linear(dim, inner)
+        self.values_text_proj = nn.Linear(dim, inner)
+        self.out_vision_proj = nn.Linear(inner, dim)
+        self.out_text_proj = nn.Linear(inner, dim)
+
+    def forward(self, vision: Tensor, text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        q, k = _split(self.vision_proj(vision), self.heads), _split(self.text_proj(text), self.heads)
+        vision_values = _split(self.values_vision_proj(vision), self.heads)
+        text_values = _split(self.values_text_proj(text), self.heads)
+        scores = torch.matmul(q, k.transpose(-1, -2)) * q.shape[-1] ** -0.5
+        to_vision = torch.matmul(torch.softmax(scores, dim=-1), text_values)
+        turned = scores.transpose(-1, -2) + (1 - mask) * _MASKED
+        to_text = torch.matmul(torch.softmax(turned, dim=-1), vision_values)
+        return self.out_vision_proj(_join(to_vision)), self.out_text_proj(_join(to_text))
+
+
+class _Fusion(nn.Module):
+    def __init__(self, config: DetectorConfig) -> None:
+        super().__init__()
+        d, eps = config.d_model, config.layer_norm_eps
+        self.layer_norm_vision = nn.LayerNorm(d, eps=eps)
+        self.layer_norm_text = nn.LayerNorm(d, eps=eps)
+        self.attn = _FusionAttention(
+            d, config.encoder_ffn_dim // 2, config.encoder_attention_heads // 2
+        )
+        self.vision_param = nn.Parameter(torch.full((d,), 1e-4))
+        self.text_param = nn.Parameter(torch.full((d,), 1e-4))
+
+    def forward(self, vision: Tensor, text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        # The residual is added to the normalised tensors.
+        vision, text = self.layer_norm_vision(vision), self.layer_norm_text(text)
+        dv, dt = self.attn(vision, text, mask)
+        return vision + self.vision_param * dv, text + self.text_param * dt
+
+
+class _TextEnhancer(nn.Module):
+    def __init__(self, config: DetectorConfig) -> None:
+        super().__init__()
+        d, ffn, eps = config.d_model, config.encoder_ffn_dim // 2, config.layer_norm_eps
+        self.self_attn = Attention(d, config.encoder_attention_heads // 2)
+        self.fc1, self.fc2 = nn.Linear(d, ffn), nn.Linear(ffn, d)
+        self.layer_norm_before = nn.LayerNorm(d, eps=eps)
+        self.layer_norm_after = nn.LayerNorm(d, eps=eps)
+
+    def forward(self, text: Tensor) -> Tensor:
+        # All texts are real classes that see each other: no mask is needed.
+        index = torch.arange(text.shape[1], device=text.device).to(torch.float32)
+        q = text + sine_embedding(index * (2 * math.pi), text.shape[-1], 10000.0)
+        text = self.layer_norm_before(text + self.self_attn(q, q, text))
+        out: Tensor = self.layer_norm_after(text + self.fc2(F.relu(self.fc1(text))))
+        return out
+
+
+class _DeformableLayer(nn.Module):
+    def __init__(self, config: DetectorConfig) -> None:
+        super().__init__()
+        d, ffn, eps = config.d_model, config.encoder_ffn_dim, config.layer_norm_eps
+        self.self_attn = DeformableAttention(
+            d, config.encoder_attention_heads, config.num_feature_levels, config.encoder_n_points
+        )
+        self.self_attn_layer_norm = nn.LayerNorm(d, eps=eps)
+        self.fc1, self.fc2 = nn.Linear(d, ffn), nn.Linear(ffn, d)
+        self.final_layer_norm = nn.LayerNorm(d, eps=eps)
+
+    def forward(
+        self, x: Tensor, positions: Tensor, reference: Tensor, mask: Tensor, geometry: Geometry
+    ) -> Tensor:
+        attended = self.self_attn(x + positions, reference, x, mask, geometry)
+        x = self.self_attn_layer_norm(x + attended)
+        out: Tensor = self.final_layer_norm(x + self.fc2(F.relu(self.fc1(x))))
+        return out
+
+
+class EncoderLayer(nn.Module):
+    """Fusion, text self-attention, deformable self-attention."""
+
+    def __init__(self, config: DetectorConfig) -> None:
+        """Build from the config."""
+        super().__init__()
+        self.fusion_layer = _Fusion(config)
+        self.text_enhancer_layer = _TextEnhancer(config)
+        self.deformable_layer = _DeformableLayer(config)
+
+    def forward(
+        self,
+        vision: Tensor,
+        text: Tensor,
+        positions: Tensor,
+        level: LevelGeometry,
+        geometry: Geometry,
+    ) -> tuple[Tensor, Tensor]:
+        """Vision [B,S,d], text [B,T,d], positions [S,d] with level embedding."""
+        vision, text = self.fusion_layer(vision, text, level.mask)
+        text = self.text_enhancer_layer(text)
+        points = (level.reference[:, None] * level.valid_ratios[None])[None]
+        points = points.expand(vision.shape[0], -1, -1, -1)
+        return self.deformable_layer(vision, positions, points, level.mask, geometry), text
+
+
+class DecoderLayer(nn.Module):
+    """Self-attention, text cross-attention, deformable cross-attention, FFN."""
+
+    def __init__(self, config: DetectorConfig) -> None:
+        """Build from the config."""
+        super().__init__()
+        d, ffn, eps = config.d_model, config.decoder_ffn_dim, config.layer_norm_eps
+        heads = config.decoder_attention_heads
+        self.self_attn = Attention(d, heads)
+        self.self_attn_layer_norm = nn.LayerNorm(d, eps=eps)
+        self.encoder_attn_text = Attention(d, heads)
+        self.encoder_attn_text_layer_norm = nn.LayerNorm(d, eps=eps)
+        self.encoder_attn = DeformableAttention(
+            d, heads, config.num_feature_levels, config.decoder_n_points
+        )
+        self.encoder_attn_layer_norm = nn.LayerNorm(d, eps=eps)
+        self.fc1, self.fc2 = nn.Linear(d, ffn), nn.Linear(ffn, d)
+        self.final_layer_norm = nn.LayerNorm(d, eps=eps)
+
+    def forward(
+        self,
+        x: Tensor,
+        positions: Tensor,
+        reference: Tensor,
+        memory: Tensor,
+        text: Tensor,
+        mask: Tensor,
+        geometry: Geometry,
+    ) -> Tensor:
+        """Queries x [B,Q,d], positions [B,Q,d], reference [B,Q,L,4] in padded units."""
+        q = x + positions
+        x = self.self_attn_layer_norm(x + self.self_attn(q, q, x))
+        attended = self.encoder_attn_text(x + positions, text, text)
+        x = self.encoder_attn_text_layer_norm(x + attended)
+        attended = self.encoder_attn(x + positions, reference, memory, mask, geometry)
+        x = self.encoder_attn_layer_norm(x + attended)
+        out: Tensor = self.final_layer_norm(x + self.fc2(F.relu(self.fc1(x))))
+        return out
+
+
+def _split(x: Tensor, heads: int) -> Tensor:
+    """[B,N,d] to [B,H,N,d/H]."""
+    return x.view(x.shape[0], x.shape[1], heads, x.shape[2] // heads).transpose(1, 2)
+
+
+def _join(x: Tensor) -> Tensor:
+    """[B,H,N,D] to [B,N,H*D]."""
+    return x.transpose(1, 2).reshape(x.shape[0], x.shape[2], x.shape[1] * x.shape[3])

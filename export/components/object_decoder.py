@@ -1,0 +1,249 @@
+"""Object decoder: boxes, class scores and masks for the classes that the LLM's super link names.
+
+The module tree carries the official key names (prefix ``gdino.``). Its forward pass is cut in four
+methods, one per stage of the chain:
+
+====================  ===================================================  ===========================
+method                in                                                   out
+====================  ===================================================  ===========================
+``backbone_maps``     pixels [B,3,H,W]                                     map1..map4 (strides 4..32)
+``encode``            map2..map4, valid_size [2], text_states [B,T,N,D]    memory [B,S,d], text [B,T,d]
+``decode``            memory, text, valid_size                             queries, logits, boxes
+``masks``             map1, memory, queries [B,k,d]                        masks [B,k,H/4,W/4], logits
+====================  ===================================================  ===========================
+
+Source: VisionLLM v2, arXiv 2406.08394, section 3.1 and appendix B.2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from visionllm_edge.export.components.detector_layers import MLP, DecoderLayer, EncoderLayer
+from visionllm_edge.export.components.geometry import (
+    Geometry,
+    LevelGeometry,
+    inverse_sigmoid,
+    sine_embedding,
+)
+from visionllm_edge.export.components.swin import SwinBackbone
+from visionllm_edge.export.config import DetectorConfig
+
+__all__ = ["DecoderOutput", "ObjectDecoder", "Proposals"]
+
+_TWO_PI = 6.283185307179586
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """Two-stage candidates, one per pixel of the pyramid.
+
+    Attributes:
+        scores: [B,S,T] logits against every text.
+        box_logits: [B,S,4] boxes before the sigmoid.
+        top: [B,Q] int64 indices of the chosen ones, best first.
+    """
+
+    scores: Tensor
+    box_logits: Tensor
+    top: Tensor
+
+
+@dataclass(frozen=True)
+class DecoderOutput:
+    """One decoder layer's predictions: queries [B,Q,d], logits [B,Q,T], boxes [B,Q,4] cxcywh."""
+
+    queries: Tensor
+    logits: Tensor
+    boxes: Tensor
+
+
+class _ConvNorm(nn.Conv2d):
+    """Bias-free convolution with its group norm stored under it."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int) -> None:
+        super().__init__(inputs, outputs, kernel, padding=kernel // 2, bias=False)
+        self.norm = nn.GroupNorm(32, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.norm(super().forward(x))
+        return out
+
+
+class _Decoder(nn.Module):
+    def __init__(self, config: DetectorConfig, bbox_embed: nn.ModuleList) -> None:
+        super().__init__()
+        d = config.d_model
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
+        self.layer_norm = nn.LayerNorm(d, eps=config.layer_norm_eps)
+        self.reference_points_head = MLP(2 * d, d, d)
+        self.bbox_embed = bbox_embed
+
+
+class _Model(nn.Module):
+    def __init__(self, config: DetectorConfig, bbox_embed: nn.ModuleList) -> None:
+        super().__init__()
+        d, eps = config.d_model, config.layer_norm_eps
+        channels = config.backbone.channels
+        self.backbone = nn.Module()
+        self.backbone.conv_encoder = nn.Module()
+        self.backbone.conv_encoder.model = SwinBackbone(config.backbone)
+        self.input_proj_vision = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(c, d, 1), nn.GroupNorm(32, d)) for c in channels[1:]
+        )
+        self.input_proj_vision.append(
+            nn.Sequential(nn.Conv2d(channels[-1], d, 3, stride=2, padding=1), nn.GroupNorm(32, d))
+        )
+        self.lateral_convs = nn.ModuleList([_ConvNorm(channels[0], d, 1)])
+        self.output_convs = nn.ModuleList([_ConvNorm(d, d, 3)])
+        self.mask_features = nn.Conv2d(d, config.mask_dim, 1)
+        self.level_embed = nn.Parameter(torch.zeros(config.num_feature_levels, d))
+        self.query_position_embeddings = nn.Embedding(config.num_queries, d)
+        self.encoder = nn.Module()
+        self.encoder.layers = nn.ModuleList(
+            EncoderLayer(config) for _ in range(config.encoder_layers)
+        )
+        self.enc_output = nn.Linear(d, d)
+        self.enc_output_norm = nn.LayerNorm(d, eps=eps)
+        self.encoder_output_bbox_embed = MLP(d, d, d, 4)
+        self.decoder = _Decoder(config, bbox_embed)
+
+
+class ObjectDecoder(nn.Module):
+    """The whole object decoder; see the module's table for its four parts."""
+
+    def __init__(self, config: DetectorConfig) -> None:
+        """Build from the config; weights are random until a checkpoint is loaded."""
+        super().__init__()
+        d, layers = config.d_model, config.decoder_layers
+        self.config = config
+        # One box head and one mask head, known under the name of every layer.
+        self.bbox_embed = nn.ModuleList([MLP(d, d, d, 4)] * layers)
+        self.mask_embed = nn.ModuleList([MLP(d, d, d, config.mask_dim)] * layers)
+        self.patch2query = MLP(config.l_hidden_size, d, d, d)
+        self.model = _Model(config, self.bbox_embed)
+
+    def backbone_maps(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        """Pixels [B,3,H,W] (ImageNet-normalised, zero-padded) to four maps."""
+        out: tuple[Tensor, ...] = self.model.backbone.conv_encoder.model(pixels)
+        return out
+
+    def levels(self, valid_size: Tensor, geometry: Geometry) -> LevelGeometry:
+        """Size-dependent tensors of this model at one image size."""
+        return geometry.levels(
+            valid_size, self.config.d_model, self.config.positional_embedding_temperature
+        )
+
+    def encode(
+        self,
+        map2: Tensor,
+        map3: Tensor,
+        map4: Tensor,
+        valid_size: Tensor,
+        text_states: Tensor,
+        geometry: Geometry,
+    ) -> tuple[Tensor, Tensor]:
+        """Fuse image and texts.
+
+        Args:
+            map2: [B,C2,H/8,W/8]; ``map3`` and ``map4`` follow at strides 16 and 32.
+            map3: see map2.
+            map4: see map2.
+            valid_size: int64 [2], un-padded (height, width).
+            text_states: [B,T,N,D], hidden states of the N super-link rows of each class.
+            geometry: of the padded size.
+
+        Returns:
+            memory [B,S,d] and text [B,T,d].
+        """
+        level = self.levels(valid_size, geometry)
+        projections = self.model.input_proj_vision
+        maps = [projections[i](m) for i, m in enumerate((map2, map3, map4, map4))]
+        memory = torch.cat([m.flatten(2) for m in maps], dim=2).transpose(1, 2)
+        embeds = [
+            self.model.level_embed[i].expand(h * w, -1) for i, (h, w) in enumerate(geometry.shapes)
+        ]
+        positions = level.positions + torch.cat(embeds)
+        text = self.patch2query(text_states).mean(dim=2)
+        for layer in self.model.encoder.layers:
+            memory, text = layer(memory, text, positions, level, geometry)
+        return memory, text
+
+    def propose(self, memory: Tensor, text: Tensor, level: LevelGeometry) -> Proposals:
+        """Score every pixel against every text and pick the best ``num_queries``."""
+        usable = memory * level.proposals_ok[None, :, None]
+        features = self.model.enc_output_norm(self.model.enc_output(usable))
+        scores = torch.matmul(features, text.transpose(1, 2))
+        box_logits = self.model.encoder_output_bbox_embed(features) + level.proposals
+        top = torch.topk(scores.amax(dim=-1), self.config.num_queries, dim=1).indices
+        return Proposals(scores, box_logits, top)
+
+    def decode(
+        self, memory: Tensor, text: Tensor, valid_size: Tensor, geometry: Geometry
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [B,Q,d], logits [B,Q,T] and boxes [B,Q,4] (cxcywh, 0..1) of the last layer."""
+        level = self.levels(valid_size, geometry)
+        proposals = self.propose(memory, text, level)
+        last = self.decode_layers(proposals, memory, text, level, geometry)[-1]
+        return last.queries, last.logits, last.boxes
+
+    def decode_layers(
+        self,
+        proposals: Proposals,
+        memory: Tensor,
+        text: Tensor,
+        level: LevelGeometry,
+        geometry: Geometry,
+        *,
+        every: bool = False,
+    ) -> list[DecoderOutput]:
+        """Run the decoder; predictions of the last layer, or of ``every`` layer for training."""
+        batch, top = memory.shape[0], proposals.top
+        index = top[..., None].expand(-1, -1, 4)
+        boxes = torch.gather(proposals.box_logits, 1, index).sigmoid().detach()
+        x = self.model.query_position_embeddings.weight[None].expand(batch, -1, -1)
+        ratios = level.valid_ratios.repeat(1, 2)
+        decoder, outputs = self.model.decoder, []
+        for i, layer in enumerate(decoder.layers):
+            reference = boxes[:, :, None] * ratios
+            positions = decoder.reference_points_head(
+                _box_embedding(reference[:, :, 0], self.config.d_model)
+            )
+            x = layer(x, positions, reference, memory, text, level.mask, geometry)
+            final = i == len(decoder.layers) - 1
+            if every or final:
+                h = decoder.layer_norm(x)
+                refined = (self.bbox_embed[i](h) + inverse_sigmoid(boxes)).sigmoid()
+                outputs.append(DecoderOutput(h, torch.matmul(h, text.transpose(1, 2)), refined))
+            if not final:
+                # Refinement uses the state before the shared output norm.
+                boxes = (inverse_sigmoid(boxes) + self.bbox_embed[i](x)).sigmoid().detach()
+        return outputs
+
+    def mask_pixels(self, map1: Tensor, memory: Tensor, geometry: Geometry) -> Tensor:
+        """Per-pixel mask embedding [B,d,H/4,W/4] from the stride-4 map and memory level 0."""
+        h, w = geometry.shapes[0]
+        level0 = memory[:, : h * w].transpose(1, 2).reshape(memory.shape[0], -1, h, w)
+        fine = self.model.lateral_convs[0](map1)
+        coarse = F.interpolate(
+            level0, size=(fine.shape[-2], fine.shape[-1]), mode="bilinear", align_corners=False
+        )
+        out: Tensor = self.model.mask_features(F.relu(self.model.output_convs[0](fine + coarse)))
+        return out
+
+    def masks(self, map1: Tensor, memory: Tensor, queries: Tensor, geometry: Geometry) -> Tensor:
+        """Mask logits [B,k,H/4,W/4] of the chosen queries [B,k,d]."""
+        pixels = self.mask_pixels(map1, memory, geometry)
+        embedding = self.mask_embed[-1](queries)
+        flat = torch.matmul(embedding, pixels.flatten(2))
+        return flat.view(flat.shape[0], flat.shape[1], pixels.shape[2], pixels.shape[3])
+
+
+def _box_embedding(boxes: Tensor, dim: int) -> Tensor:
+    """Sine embedding [B,Q,2d] of boxes [B,Q,4] (cx, cy, w, h), in the order (cy, cx, w, h)."""
+    turned = torch.stack([boxes[..., i] for i in (1, 0, 2, 3)], dim=-1)
+    return sine_embedding(turned * _TWO_PI, dim // 2, 10000.0).flatten(-2)

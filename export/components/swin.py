@@ -1,0 +1,189 @@
+"""Swin backbone of the object decoder.
+
+Input: pixels [B,3,H,W], float32. Output: four maps [B,C_i,H/s,W/s] at strides 4, 8, 16, 32, each
+with its own layer norm, taken before down-sampling. Window size and shift never shrink, also where
+the map is smaller than a window: it is padded with zeros after the norm.
+
+Height and width are plain integers while tracing, so a graph is right for one size only.
+Key names are those of the Hugging Face backbone. Source: Swin Transformer, arXiv 2103.14030.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from visionllm_edge.export.config import SwinConfig
+
+__all__ = ["SwinBackbone"]
+
+
+class SwinBackbone(nn.Module):
+    """Four-stage Swin with one output per stage."""
+
+    def __init__(self, config: SwinConfig) -> None:
+        """Build from the config; weights are random until a checkpoint is loaded."""
+        super().__init__()
+        self.embeddings = _Embeddings(config)
+        self.encoder = nn.Module()
+        self.encoder.layers = nn.ModuleList(
+            _Stage(config, i, last=i == len(config.depths) - 1) for i in range(len(config.depths))
+        )
+        self.hidden_states_norms = nn.ModuleDict(
+            {
+                f"stage{i + 1}": nn.LayerNorm(c, eps=config.layer_norm_eps)
+                for i, c in enumerate(config.channels)
+            }
+        )
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        """Pixels [B,3,H,W] to four maps [B,C_i,H/s_i,W/s_i]."""
+        x = self.embeddings(pixels)
+        maps = []
+        for i, stage in enumerate(self.encoder.layers):
+            for block in stage.blocks:
+                x = block(x)
+            normed = self.hidden_states_norms[f"stage{i + 1}"](x)
+            maps.append(normed.permute(0, 3, 1, 2).contiguous())
+            if stage.downsample is not None:
+                x = stage.downsample(x)
+        return tuple(maps)
+
+
+class _Embeddings(nn.Module):
+    def __init__(self, config: SwinConfig) -> None:
+        super().__init__()
+        self.patch_embeddings = nn.Module()
+        self.patch_embeddings.projection = nn.Conv2d(
+            3, config.embed_dim, config.patch_size, config.patch_size
+        )
+        self.norm = nn.LayerNorm(config.embed_dim, eps=config.layer_norm_eps)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        x = self.patch_embeddings.projection(pixels)
+        out: Tensor = self.norm(x.permute(0, 2, 3, 1))
+        return out
+
+
+class _Stage(nn.Module):
+    def __init__(self, config: SwinConfig, index: int, *, last: bool) -> None:
+        super().__init__()
+        dim = config.channels[index]
+        self.blocks = nn.ModuleList(
+            _Block(config, dim, config.num_heads[index], shift=config.window_size // 2 * (j % 2))
+            for j in range(config.depths[index])
+        )
+        self.downsample = None if last else _PatchMerging(dim, config.layer_norm_eps)
+
+
+class _PatchMerging(nn.Module):
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * dim, eps=eps)
+        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[1], x.shape[2]
+        if height % 2 or width % 2:
+            x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
+        quarters = [x[:, i::2, j::2] for j in (0, 1) for i in (0, 1)]
+        out: Tensor = self.reduction(self.norm(torch.cat(quarters, dim=-1)))
+        return out
+
+
+class _Block(nn.Module):
+    def __init__(self, config: SwinConfig, dim: int, heads: int, *, shift: int) -> None:
+        super().__init__()
+        self.window, self.shift, self.heads = config.window_size, shift, heads
+        eps, hidden = config.layer_norm_eps, int(dim * config.mlp_ratio)
+        self.layernorm_before = nn.LayerNorm(dim, eps=eps)
+        self.attention = nn.Module()
+        self.attention.self = _WindowAttention(dim, heads, config.window_size)
+        self.attention.output = nn.Module()
+        self.attention.output.dense = nn.Linear(dim, dim)
+        self.layernorm_after = nn.LayerNorm(dim, eps=eps)
+        self.intermediate = nn.Module()
+        self.intermediate.dense = nn.Linear(dim, hidden)
+        self.output = nn.Module()
+        self.output.dense = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, height, width, dim = x.shape
+        w = self.window
+        y = self.layernorm_before(x)
+        padded_h, padded_w = -(-height // w) * w, -(-width // w) * w
+        y = F.pad(y, (0, 0, 0, padded_w - width, 0, padded_h - height))
+        if self.shift:
+            y = torch.roll(y, (-self.shift, -self.shift), dims=(1, 2))
+        rows, cols = padded_h // w, padded_w // w
+        windows = y.view(batch, rows, w, cols, w, dim).permute(0, 1, 3, 2, 4, 5)
+        windows = windows.reshape(batch, rows * cols, w * w, dim)
+        mask = None
+        if self.shift:
+            mask = torch.from_numpy(_shift_mask(padded_h, padded_w, w, self.shift))
+        y = self.attention.output.dense(self.attention.self(windows, mask))
+        y = y.view(batch, rows, cols, w, w, dim).permute(0, 1, 3, 2, 4, 5)
+        y = y.reshape(batch, padded_h, padded_w, dim)
+        if self.shift:
+            y = torch.roll(y, (self.shift, self.shift), dims=(1, 2))
+        x = x + y[:, :height, :width]
+        hidden = F.gelu(self.intermediate.dense(self.layernorm_after(x)))
+        out: Tensor = x + self.output.dense(hidden)
+        return out
+
+
+class _WindowAttention(nn.Module):
+    def __init__(self, dim: int, heads: int, window: int) -> None:
+        super().__init__()
+        self.heads, self.window = heads, window
+        self.query = nn.Linear(dim, dim)
+        self.key = nn.Linear(dim, dim)
+        self.value = nn.Linear(dim, dim)
+        self.relative_position_bias_table = nn.Parameter(
+            torch.zeros((2 * window - 1) ** 2, heads)
+        )
+        self.register_buffer("index", _relative_index(window), persistent=False)
+
+    def forward(self, windows: Tensor, mask: Tensor | None) -> Tensor:
+        """Windows [B,N,w*w,C], mask [N,w*w,w*w] additive or None."""
+        batch, count, length, dim = windows.shape
+        shape = (batch, count, length, self.heads, dim // self.heads)
+        q = self.query(windows).view(shape).transpose(2, 3)
+        k = self.key(windows).view(shape).transpose(2, 3)
+        v = self.value(windows).view(shape).transpose(2, 3)
+        bias = self.relative_position_bias_table[self.index].permute(2, 0, 1)[None]
+        if mask is not None:
+            bias = bias + mask[:, None].to(bias)
+        scores = torch.matmul(q, k.transpose(-1, -2)) * (dim // self.heads) ** -0.5
+        context = torch.matmul(torch.softmax(scores + bias[None], dim=-1), v)
+        return context.transpose(2, 3).reshape(batch, count, length, dim)
+
+
+def _relative_index(window: int) -> Tensor:
+    axis = torch.arange(window)
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    y, x = y.flatten(), x.flatten()
+    dy = y[:, None] - y[None] + window - 1
+    dx = x[:, None] - x[None] + window - 1
+    return dy * (2 * window - 1) + dx
+
+
+@lru_cache(maxsize=64)
+def _shift_mask(height: int, width: int, window: int, shift: int) -> NDArray[np.float32]:
+    """Additive mask [N,w*w,w*w]: -100 between tokens that the roll brought together.
+
+    In numpy, because the cache would otherwise keep a fake tensor of an export for later calls.
+    """
+    region = np.zeros((height, width), np.float32)
+    bands = (slice(0, -window), slice(-window, -shift), slice(-shift, None))
+    for i, rows in enumerate(bands):
+        for j, cols in enumerate(bands):
+            region[rows, cols] = 3 * i + j
+    tiles = region.reshape(height // window, window, width // window, window)
+    tiles = tiles.transpose(0, 2, 1, 3).reshape(-1, window * window)
+    return np.where(tiles[:, None] != tiles[:, :, None], np.float32(-100.0), np.float32(0.0))

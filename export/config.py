@@ -1,0 +1,472 @@
+"""Configuration of a VisionLLM v2 checkpoint, read from its ``config.json``.
+
+Every dimension of every component comes from here: the released 7B model and the tiny one run
+through the same code. A field that asks for what this compiler does not build is refused by name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from visionllm_edge.runtime.errors import CheckpointError, ConfigError
+
+__all__ = [
+    "DeploymentConfig",
+    "DetectorConfig",
+    "LlmConfig",
+    "SwinConfig",
+    "VisionConfig",
+    "VisionLLMConfig",
+    "read_config",
+]
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """CLIP vision tower."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    image_size: int
+    patch_size: int
+    layer_norm_eps: float = 1e-5
+    hidden_act: str = "quick_gelu"
+
+    @property
+    def tokens_per_tile(self) -> int:
+        """Image tokens of one tile."""
+        return (self.image_size // self.patch_size) ** 2
+
+
+@dataclass(frozen=True)
+class LlmConfig:
+    """LLaMA decoder."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    rms_norm_eps: float
+    rope_theta: float
+    max_position_embeddings: int
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.hidden_size // self.num_attention_heads
+
+
+@dataclass(frozen=True)
+class SwinConfig:
+    """Swin backbone of the object decoder; four stages, all of them output."""
+
+    embed_dim: int
+    depths: tuple[int, ...]
+    num_heads: tuple[int, ...]
+    window_size: int
+    mlp_ratio: float = 4.0
+    patch_size: int = 4
+    layer_norm_eps: float = 1e-5
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Channels of the four output maps (strides 4, 8, 16, 32)."""
+        return tuple(self.embed_dim * 2**i for i in range(len(self.depths)))
+
+
+@dataclass(frozen=True)
+class DetectorConfig:
+    """Object decoder (Grounding-DINO variant with a mask head)."""
+
+    backbone: SwinConfig
+    num_queries: int
+    d_model: int
+    encoder_layers: int
+    decoder_layers: int
+    encoder_ffn_dim: int
+    decoder_ffn_dim: int
+    encoder_attention_heads: int
+    decoder_attention_heads: int
+    encoder_n_points: int
+    decoder_n_points: int
+    num_feature_levels: int
+    positional_embedding_temperature: float
+    mask_dim: int
+    max_text_len: int
+    l_hidden_size: int
+    num_embs: int
+    layer_norm_eps: float = 1e-5
+
+
+@dataclass(frozen=True)
+class DeploymentConfig:
+    """What the official config leaves to scripts; defaults are the released model's values.
+
+    Attributes:
+        det_shortest_edge: short side of the detector's image, pixels.
+        det_longest_edge: upper limit of its long side, pixels.
+        det_buckets: (height, width) of the detector graphs, pixels, multiples of 32.
+        max_tiles: tiles of the LLM's image path.
+        template: conversation template.
+    """
+
+    det_shortest_edge: int = 800
+    det_longest_edge: int = 1333
+    det_buckets: tuple[tuple[int, int], ...] = (
+        (800, 800),
+        (800, 1088),
+        (1088, 800),
+        (800, 1344),
+        (1344, 800),
+    )
+    max_tiles: int = 4
+    template: str = "vicuna_v1"
+
+
+@dataclass(frozen=True)
+class VisionLLMConfig:
+    """The whole model."""
+
+    name: str
+    vis_output_layer: int
+    num_embs: int
+    num_embs_gen: int
+    vision: VisionConfig
+    llm: LlmConfig
+    detector: DetectorConfig
+    deployment: DeploymentConfig
+    raw: Mapping[str, Any]
+
+
+def read_config(folder: Path) -> VisionLLMConfig:
+    """Read ``config.json`` of a checkpoint folder.
+
+    Raises:
+        CheckpointError: no such file, or not JSON.
+        ConfigError: a field is missing, or asks for something that is not supported.
+    """
+    path = folder / "config.json"
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"checkpoint '{folder}': expected a folder, found "
+            f"{'a file' if folder.exists() else 'nothing'}. "
+            "Give the folder that holds config.json and the weights."
+        )
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as e:
+        raise CheckpointError(
+            f"checkpoint '{folder}': config.json is missing. "
+            "Give the folder of a VisionLLM v2 checkpoint in its official layout."
+        ) from e
+    except OSError as e:
+        raise CheckpointError(f"checkpoint '{folder}': config.json: {e.strerror}.") from e
+    except ValueError as e:  # not JSON, not UTF-8
+        raise CheckpointError(f"checkpoint '{folder}': config.json is not valid JSON: {e}.") from e
+    return config_from_dict(data, name=folder.resolve().name)
+
+
+def config_from_dict(data: Mapping[str, Any], *, name: str) -> VisionLLMConfig:
+    """Build the configuration from the parsed ``config.json``.
+
+    Raises:
+        ConfigError: a field is missing, or asks for something that is not supported.
+    """
+    top = _Section(data)
+    top.expect("model_type", "visionllmv2")
+    top.expect("vl_bridge_type", "mlp2x_gelu")
+    top.expect("use_pixelshuffle", False, optional=True)
+    top.expect("use_llm_lora", False, optional=True)
+    top.expect("use_gdino", True, optional=True)
+    llm = _llm(top.section("llm_config"))
+    num_embs = top.integer("num_embs", 4)
+    config = VisionLLMConfig(
+        name=name,
+        vis_output_layer=top.integer("vis_output_layer", -2, least=None),
+        num_embs=num_embs,
+        num_embs_gen=top.integer("num_embs_gen", 64),
+        vision=_vision(top.section("vis_encoder_config")),
+        llm=llm,
+        detector=_detector(top.section("gdino_config"), llm.hidden_size, num_embs),
+        deployment=_deployment(top.section("visionllm_edge", optional=True)),
+        raw=data,
+    )
+    _check(config)
+    return config
+
+
+def _vision(section: _Section) -> VisionConfig:
+    if "vision_config" in section:  # a full CLIP config keeps the tower under it
+        section = section.section("vision_config")
+    section.expect("model_type", "clip_vision_model", optional=True)
+    section.expect("hidden_act", "quick_gelu", "gelu", optional=True)
+    return VisionConfig(
+        hidden_size=section.integer("hidden_size"),
+        intermediate_size=section.integer("intermediate_size"),
+        num_hidden_layers=section.integer("num_hidden_layers"),
+        num_attention_heads=section.integer("num_attention_heads"),
+        image_size=section.integer("image_size"),
+        patch_size=section.integer("patch_size"),
+        layer_norm_eps=section.number("layer_norm_eps", 1e-5),
+        hidden_act=section.text("hidden_act", "quick_gelu"),
+    )
+
+
+def _llm(section: _Section) -> LlmConfig:
+    section.expect("model_type", "llama", optional=True)
+    section.expect("hidden_act", "silu", optional=True)
+    section.expect("attention_bias", False, optional=True)
+    section.expect("mlp_bias", False, optional=True)
+    section.expect("tie_word_embeddings", False, optional=True)
+    section.expect("rope_scaling", None, optional=True)
+    rope = section.section("rope_parameters", optional=True)  # newer files keep theta in here
+    rope.expect("rope_type", "default", optional=True)
+    heads = section.integer("num_attention_heads")
+    config = LlmConfig(
+        vocab_size=section.integer("vocab_size"),
+        hidden_size=section.integer("hidden_size"),
+        intermediate_size=section.integer("intermediate_size"),
+        num_hidden_layers=section.integer("num_hidden_layers"),
+        num_attention_heads=heads,
+        num_key_value_heads=section.integer("num_key_value_heads", heads),
+        rms_norm_eps=section.number("rms_norm_eps", 1e-5),
+        rope_theta=section.number("rope_theta", rope.number("rope_theta", 10000.0)),
+        max_position_embeddings=section.integer("max_position_embeddings", 4096),
+    )
+    section.expect("head_dim", config.head_dim, optional=True)
+    return config
+
+
+def _detector(section: _Section, llm_width: int, num_embs: int) -> DetectorConfig:
+    section.expect("num_feature_levels", 4)
+    section.expect("two_stage", True, optional=True)
+    section.expect("embedding_init_target", True, optional=True)
+    section.expect("activation_function", "relu", optional=True)
+    section.expect("position_embedding_type", "sine", optional=True)
+    section.expect("norm", "GN", optional=True)
+    d_model = section.integer("d_model")
+    return DetectorConfig(
+        backbone=_swin(section.section("backbone_config")),
+        num_queries=section.integer("num_queries"),
+        d_model=d_model,
+        encoder_layers=section.integer("encoder_layers"),
+        decoder_layers=section.integer("decoder_layers"),
+        encoder_ffn_dim=section.integer("encoder_ffn_dim"),
+        decoder_ffn_dim=section.integer("decoder_ffn_dim"),
+        encoder_attention_heads=section.integer("encoder_attention_heads"),
+        decoder_attention_heads=section.integer("decoder_attention_heads"),
+        encoder_n_points=section.integer("encoder_n_points"),
+        decoder_n_points=section.integer("decoder_n_points"),
+        num_feature_levels=4,
+        positional_embedding_temperature=section.number("positional_embedding_temperature", 20.0),
+        mask_dim=section.integer("mask_dim", d_model),
+        max_text_len=section.integer("max_text_len", 256),
+        l_hidden_size=section.integer("l_hidden_size", llm_width),
+        num_embs=section.integer("num_embs", num_embs),
+        layer_norm_eps=section.number("layer_norm_eps", 1e-5),
+    )
+
+
+def _swin(section: _Section) -> SwinConfig:
+    section.expect("model_type", "swin", optional=True)
+    section.expect("hidden_act", "gelu", optional=True)
+    section.expect("qkv_bias", True, optional=True)
+    section.expect("use_absolute_embeddings", False, optional=True)
+    return SwinConfig(
+        embed_dim=section.integer("embed_dim"),
+        depths=section.integers("depths", 4),
+        num_heads=section.integers("num_heads", 4),
+        window_size=section.integer("window_size"),
+        mlp_ratio=section.number("mlp_ratio", 4.0),
+        patch_size=section.integer("patch_size", 4),
+        layer_norm_eps=section.number("layer_norm_eps", 1e-5),
+    )
+
+
+def _deployment(section: _Section) -> DeploymentConfig:
+    default = DeploymentConfig()
+    return DeploymentConfig(
+        det_shortest_edge=section.integer("det_shortest_edge", default.det_shortest_edge),
+        det_longest_edge=section.integer("det_longest_edge", default.det_longest_edge),
+        det_buckets=section.sizes("det_buckets", default.det_buckets),
+        max_tiles=section.integer("max_tiles", default.max_tiles),
+        template=section.text("template", default.template),
+    )
+
+
+def _check(config: VisionLLMConfig) -> None:
+    """What must hold between fields.
+
+    Raises:
+        ConfigError: naming the fields.
+    """
+    vision, llm, det = config.vision, config.llm, config.detector
+    swin = det.backbone
+    tower, decoder, backbone = "vis_encoder_config", "gdino_config", "gdino_config.backbone_config"
+    _multiple(f"{tower}.image_size", vision.image_size, "patch_size", vision.patch_size)
+    _multiple(
+        f"{tower}.hidden_size",
+        vision.hidden_size,
+        "num_attention_heads",
+        vision.num_attention_heads,
+    )
+    _multiple(
+        "llm_config.hidden_size",
+        llm.hidden_size,
+        "2 * num_attention_heads",
+        2 * llm.num_attention_heads,
+    )
+    _multiple(
+        "llm_config.num_attention_heads",
+        llm.num_attention_heads,
+        "num_key_value_heads",
+        llm.num_key_value_heads,
+    )
+    _multiple(f"{decoder}.d_model", det.d_model, "the group norms' groups", 32)
+    for field, heads in (
+        ("encoder_attention_heads", det.encoder_attention_heads),
+        ("decoder_attention_heads", det.decoder_attention_heads),
+    ):
+        _multiple(f"{decoder}.d_model", det.d_model, field, heads)
+    # Fusion and text attention have half the heads and half the inner width.
+    heads = det.encoder_attention_heads
+    _multiple(f"{decoder}.encoder_attention_heads", heads, "two", 2)
+    _multiple(f"{decoder}.encoder_ffn_dim", det.encoder_ffn_dim, "encoder_attention_heads", heads)
+    for stage, (width, heads) in enumerate(zip(swin.channels, swin.num_heads, strict=True)):
+        _multiple(f"{backbone}.embed_dim * {2**stage}", width, f"num_heads[{stage}]", heads)
+    _equal(f"{backbone}.patch_size", swin.patch_size, "the detector's stride", 4)
+    _equal(f"{decoder}.l_hidden_size", det.l_hidden_size, "llm_config.hidden_size", llm.hidden_size)
+    _equal(f"{decoder}.num_embs", det.num_embs, "num_embs", config.num_embs)
+    _equal(f"{decoder}.mask_dim", det.mask_dim, "d_model", det.d_model)
+    if not -vision.num_hidden_layers <= config.vis_output_layer <= -1:
+        raise ConfigError(
+            f"config.json: vis_output_layer: expected -{vision.num_hidden_layers} to -1, "
+            f"got {config.vis_output_layer}."
+        )
+    for height, width in config.deployment.det_buckets:
+        pixels = sum((height // s) * (width // s) for s in (8, 16, 32))
+        pixels += -(-height // 64) * -(-width // 64)
+        if pixels < det.num_queries:
+            raise ConfigError(
+                f"config.json: visionllm_edge.det_buckets: expected at least num_queries = "
+                f"{det.num_queries} feature pixels in every bucket, got {pixels} in "
+                f"{height}x{width}. Use larger buckets."
+            )
+
+
+def _multiple(field: str, value: int, of: str, divisor: int) -> None:
+    if value % divisor:
+        raise ConfigError(
+            f"config.json: {field}: expected a multiple of {of} ({divisor}), got {value}."
+        )
+
+
+def _equal(field: str, value: int, other: str, wanted: int) -> None:
+    if value != wanted:
+        raise ConfigError(
+            f"config.json: {field}: expected the same as {other} ({wanted}), got {value}."
+        )
+
+
+_REQUIRED = object()
+
+
+class _Section:
+    """One object of ``config.json``. Every complaint names the whole path of the field.
+
+    A field that is null counts as absent.
+    """
+
+    def __init__(self, data: object, path: str = "") -> None:
+        if not isinstance(data, Mapping):
+            raise ConfigError(
+                f"config.json: {path + ': ' if path else ''}expected an object, got "
+                f"{'nothing' if data is None else type(data).__name__}. "
+                "Give the config.json of a VisionLLM v2 checkpoint."
+            )
+        self.data: Mapping[str, object] = data
+        self.path = path
+
+    def __contains__(self, key: str) -> bool:
+        return self.data.get(key) is not None
+
+    def section(self, key: str, *, optional: bool = False) -> _Section:
+        """The object under ``key``; an empty one if it is absent and may be."""
+        data = self.data.get(key)
+        return _Section({} if data is None and optional else data, self._name(key))
+
+    def expect(self, key: str, *wanted: object, optional: bool = False) -> None:
+        """Refuse every value but the wanted ones; absence only if ``optional``."""
+        got = self.data.get(key, _REQUIRED)
+        if (got is _REQUIRED or got is None) and optional:
+            return
+        if not any(got == want and isinstance(got, type(want)) for want in wanted):
+            shown = "nothing" if got is _REQUIRED else repr(got)
+            raise ConfigError(
+                f"config.json: {self._name(key)}: expected "
+                f"{' or '.join(repr(want) for want in wanted)}, got {shown}. "
+                "Only the 7B composition (CLIP, LLaMA, Swin) is supported."
+            )
+
+    def integer(self, key: str, default: int | None = None, *, least: int | None = 1) -> int:
+        """An integer of at least ``least``."""
+        got = default if key not in self else self.data[key]
+        if not _is_integer(got) or (least is not None and got < least):
+            kind = {None: "an integer", 1: "a positive integer"}.get(least, f"at least {least}")
+            raise self._wrong(key, kind, got)
+        return got
+
+    def integers(self, key: str, count: int) -> tuple[int, ...]:
+        """A list of ``count`` positive integers."""
+        got = self.data.get(key)
+        if not isinstance(got, list) or len(got) != count or not all(map(_is_positive, got)):
+            raise self._wrong(key, f"{count} positive integers", got)
+        return tuple(got)
+
+    def sizes(self, key: str, default: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
+        """A list of (height, width) in positive multiples of 32."""
+        if key not in self:
+            return default
+        got = self.data[key]
+        pairs = [p for p in got if isinstance(p, list)] if isinstance(got, list) else []
+        ok = all(len(p) == 2 and all(_is_positive(x) and x % 32 == 0 for x in p) for p in pairs)
+        if not isinstance(got, list) or not got or len(pairs) != len(got) or not ok:
+            raise self._wrong(key, "pairs [height, width] of positive multiples of 32", got)
+        return tuple((h, w) for h, w in pairs)
+
+    def number(self, key: str, default: float) -> float:
+        """A positive number."""
+        got = default if key not in self else self.data[key]
+        if isinstance(got, bool) or not isinstance(got, int | float) or got <= 0:
+            raise self._wrong(key, "a positive number", got)
+        return float(got)
+
+    def text(self, key: str, default: str) -> str:
+        """A string."""
+        got = default if key not in self else self.data[key]
+        if not isinstance(got, str):
+            raise self._wrong(key, "a string", got)
+        return got
+
+    def _name(self, key: str) -> str:
+        return f"{self.path}.{key}" if self.path else key
+
+    def _wrong(self, key: str, expected: str, got: object) -> ConfigError:
+        shown = "nothing" if got is None else repr(got)
+        return ConfigError(f"config.json: {self._name(key)}: expected {expected}, got {shown}.")
+
+
+def _is_integer(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_positive(value: object) -> bool:
+    return _is_integer(value) and value > 0

@@ -1,0 +1,149 @@
+"""Realistic example inputs: pictures of the shapes world, run through the torch model.
+
+Random numbers would do for shapes, but not for the parity gate: activations of a trained model have
+their own scale, and a two-stage detector picks its best pixels by differences that noise lacks.
+Everything is a function of the seed, so that two compiles of one checkpoint give the same bundle.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from visionllm_edge.export.components.geometry import Geometry
+from visionllm_edge.export.components.model import VisionLLM
+from visionllm_edge.export.preprocessing import PREPROCESS
+from visionllm_edge.runtime.preprocess import clip_tiles, detector_input
+from visionllm_edge.runtime.shapes_world import make_scene
+
+__all__ = ["Case", "Examples"]
+
+_SEED = 20_240_608
+# No scene of the shapes world is made larger than this; it is scaled up for larger buckets.
+_SCENE_SIDE_PX = 192
+
+
+@dataclass(frozen=True)
+class Case:
+    """Sizes of one run; a stage reads the fields that concern it.
+
+    Attributes:
+        tiles: pictures in the vision encoder's batch.
+        rows: new positions of a decoder step.
+        past: positions already in the cache.
+        capacity: rows of the cache buffer.
+        texts: classes of a detector question.
+        picks: queries whose masks are wanted.
+        fill: share of the bucket that is picture, per side.
+    """
+
+    tiles: int = 2
+    rows: int = 6
+    past: int = 3
+    capacity: int = 64
+    texts: int = 3
+    picks: int = 4
+    fill: float = 0.8
+
+
+class Examples:
+    """Makes and remembers example tensors of one model."""
+
+    def __init__(self, model: VisionLLM) -> None:
+        """Nothing is computed yet."""
+        self.model = model.eval()
+        self.config = model.config
+        self.maps = lru_cache(maxsize=2)(self._maps)
+        self.encoded = lru_cache(maxsize=4)(self._encoded)
+
+    def tiles(self, count: int) -> Tensor:
+        """CLIP-normalised tiles [n,3,I,I] of different scenes."""
+        size = self.config.vision.image_size
+        scenes = [self._scene(index, _SCENE_SIDE_PX, _SCENE_SIDE_PX) for index in range(count)]
+        clip = PREPROCESS.clip
+        tiles = [
+            clip_tiles(scene, image_size=size, max_tiles=1, mean=clip.mean, std=clip.std)
+            for scene in scenes
+        ]
+        return torch.from_numpy(np.concatenate(tiles))
+
+    def embeddings(self, rows: int, seed: int) -> Tensor:
+        """Rows of the embedding table [1,s,D]."""
+        ids = np.random.default_rng((_SEED, seed)).integers(3, self.config.llm.vocab_size, rows)
+        with torch.no_grad():
+            table: Tensor = self.model.llm.model.embed_tokens.weight
+            return table[torch.from_numpy(ids)][None].clone()
+
+    def cache(self, length: int, capacity: int) -> list[Tensor]:
+        """Key and value buffers [1,KV,C,Dh] of every layer, `length` rows of them filled."""
+        llm = self.config.llm
+        shape = (1, llm.num_key_value_heads, capacity, llm.head_dim)
+        empty = [torch.zeros(shape) for _ in range(2 * llm.num_hidden_layers)]
+        if length == 0:
+            return empty
+        with torch.no_grad():
+            outputs = self.model.llm(
+                self.embeddings(length, seed=1), torch.zeros(1, dtype=torch.int64), *empty
+            )
+        return list(outputs[2:])
+
+    def text_states(self, texts: int) -> Tensor:
+        """Hidden states [1,T,N,D] of T groups of N rows."""
+        rows = self.config.num_embs
+        with torch.no_grad():
+            hidden = self.model.llm.teacher_forced(self.embeddings(texts * rows, seed=2))
+        return hidden.reshape(1, texts, rows, -1)
+
+    def valid_size(self, bucket: tuple[int, int], fill: float) -> Tensor:
+        """int64 [2], height and width of the picture inside the bucket."""
+        return torch.tensor([max(1, round(side * fill)) for side in bucket], dtype=torch.int64)
+
+    def pixels(self, bucket: tuple[int, int], fill: float) -> Tensor:
+        """ImageNet-normalised picture [1,3,H,W], zero-padded from `valid_size` on."""
+        height, width = (int(side) for side in self.valid_size(bucket, fill))
+        share = min(1.0, _SCENE_SIDE_PX / max(height, width))
+        scene = self._scene(7, max(64, round(width * share)), max(64, round(height * share)))
+        constants = PREPROCESS.detector
+        assert constants is not None, "the compiler's constants name the detector"
+        prepared = detector_input(
+            scene,
+            shortest=min(scene.shape[:2]),
+            longest=max(scene.shape[:2]),
+            divisor=1,
+            buckets=(),
+            mean=constants.mean,
+            std=constants.std,
+        )
+        picture = torch.nn.functional.interpolate(
+            torch.from_numpy(prepared.pixels), (height, width), mode="bilinear"
+        )
+        out = torch.zeros(1, 3, *bucket)
+        out[:, :, :height, :width] = picture
+        return out
+
+    def _maps(self, bucket: tuple[int, int], fill: float) -> tuple[Tensor, ...]:
+        with torch.no_grad():
+            return self.model.gdino.backbone_maps(self.pixels(bucket, fill))
+
+    def _encoded(
+        self, bucket: tuple[int, int], fill: float, texts: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Memory, text and queries of one question."""
+        geometry, size = Geometry(*bucket), self.valid_size(bucket, fill)
+        gdino = self.model.gdino
+        with torch.no_grad():
+            _, *maps = self.maps(bucket, fill)
+            memory, text = gdino.encode(
+                maps[0], maps[1], maps[2], size, self.text_states(texts), geometry
+            )
+            queries, _, _ = gdino.decode(memory, text, size, geometry)
+        return memory, text, queries
+
+    @staticmethod
+    def _scene(index: int, width: int, height: int) -> np.ndarray:
+        rng = np.random.default_rng((_SEED, index))
+        return make_scene(rng, width=width, height=height, min_items=1, max_items=3).image

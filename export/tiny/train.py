@@ -1,0 +1,215 @@
+"""Train the tiny checkpoint from nothing on the CPU: ``python -m visionllm_edge.export.tiny.train``.
+
+One joint run: every picture of every step is new. The detector, the language model and the vision
+encoder learn together. Throw-away heads help early on: shape and colour per patch for both image
+towers, shape and colour per class name for the super link. Ends with an average of the weights over the last part of the run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from torch.utils.data import DataLoader, IterableDataset
+
+from visionllm_edge.export.components.geometry import Geometry
+from visionllm_edge.export.components.model import VisionLLM
+from visionllm_edge.export.config import VisionLLMConfig, config_from_dict
+from visionllm_edge.export.tiny.architecture import tiny_config
+from visionllm_edge.export.tiny.batches import KINDS, Batch, batches
+from visionllm_edge.export.tiny.initial import initialise
+from visionllm_edge.export.tiny.losses import decoder_losses, proposal_losses
+from visionllm_edge.export.tiny.vocabulary import SPECIAL_TOKENS, write_tokenizer
+from visionllm_edge.runtime.tokenizer import Tokenizer
+
+_WEIGHTS = {
+    "class": 0.6, "l1": 1.5, "giou": 0.6, "dice": 0.6, "bce": 0.6,
+    "enc_class": 0.6, "enc_l1": 1.5, "enc_giou": 0.6,
+    "detect": 0.7, "caption": 1.0, "vqa": 1.0, "patch": 5.0, "cell": 5.0, "name": 0.5,
+}  # fmt: skip
+
+
+class _Stream(IterableDataset[Batch]):
+    def __init__(self, config: VisionLLMConfig, folder: Path, batch: int, seed: int) -> None:
+        self.config, self.folder, self.batch, self.seed = config, folder, batch, seed
+
+    def __iter__(self) -> Iterator[Batch]:
+        torch.set_num_threads(1)
+        return batches(self.config, load_tokenizer(self.folder), batch=self.batch, seed=self.seed)
+
+
+class Trainer(nn.Module):
+    """The model with the throw-away heads."""
+
+    def __init__(self, config: VisionLLMConfig, image_start: int) -> None:
+        """Fresh weights; ``image_start`` is where the image tokens stand in every row."""
+        super().__init__()
+        self.model = VisionLLM(config)
+        self.image_start = image_start
+        self.patch_head = nn.Linear(config.vision.hidden_size, 12)
+        self.cell_head = nn.Conv2d(config.detector.backbone.channels[1], 12, 1)
+        # 6 shapes, then no colour or one of 6: for the super link's text, before and after fusion.
+        dim = config.detector.d_model
+        self.name_heads = nn.ModuleList([nn.Linear(dim, 13), nn.Linear(dim, 13)])
+
+    def losses(self, batch: Batch, weights: dict[str, float]) -> dict[str, Tensor]:
+        """All losses of one batch; terms without weight are left out."""
+        model, config = self.model, self.model.config
+        patches = model.vis_encoder(batch.tiles)
+        image = model.vl_bridge(patches)
+        out = {
+            "patch": F.binary_cross_entropy_with_logits(
+                self.patch_head(patches), batch.patch_labels
+            )
+        }
+        embeds = model.llm.model.embed_tokens(batch.ids)
+        start, count = self.image_start, config.vision.tokens_per_tile
+        embeds = torch.cat([embeds[:, :start], image, embeds[:, start + count :]], dim=1)
+        rows = torch.arange(len(embeds))[:, None, None]
+        table = model.emb_embeddings_det.weight.expand(*batch.groups.shape, -1)
+        embeds = embeds.index_put((rows, batch.groups), table)
+        hidden = model.llm.teacher_forced(embeds, mask=batch.mask, positions=batch.positions)
+        logits = model.llm.lm_head(hidden[batch.targets >= 0])
+        target, kind = batch.targets[batch.targets >= 0], batch.kind[batch.targets >= 0]
+        nll = F.cross_entropy(logits, target, reduction="none")
+        for i, name in enumerate(KINDS):
+            out[name] = nll[kind == i].sum() / max(1, int((kind == i).sum()))
+        out |= self._detector(batch, hidden[rows, batch.groups])
+        return {name: value for name, value in out.items() if weights.get(name)}
+
+    def _detector(self, batch: Batch, states: Tensor) -> dict[str, Tensor]:
+        gdino, geometry = self.model.gdino, Geometry(*batch.size)
+        size = geometry.full_size()
+        map1, map2, map3, map4 = gdino.backbone_maps(batch.pixels)
+        memory, text = gdino.encode(map2, map3, map4, size, states, geometry)
+        level = gdino.levels(size, geometry)
+        asked = gdino.patch2query(states).mean(dim=2)
+        names = self._name_loss(0, asked, batch) + self._name_loss(1, text, batch)
+        proposals = gdino.propose(memory, text, level)
+        outputs = gdino.decode_layers(proposals, memory, text, level, geometry, every=True)
+        pixels = gdino.mask_pixels(map1, memory, geometry)
+        out = decoder_losses(outputs, batch.truth, pixels, gdino.mask_embed[0])
+        out |= proposal_losses(proposals, batch.truth, geometry)
+        out["name"] = names
+        out["cell"] = F.binary_cross_entropy_with_logits(self.cell_head(map2), batch.cell_labels)
+        return out
+
+    def _name_loss(self, head: int, text: Tensor, batch: Batch) -> Tensor:
+        """Which shape and colour a text feature means; without it all texts look alike for long."""
+        centred = F.layer_norm(text, text.shape[-1:])
+        logits = self.name_heads[head](centred).flatten(0, 1)
+        shape, color = batch.names.flatten(0, 1).unbind(-1)
+        return F.cross_entropy(logits[:, :6], shape) + F.cross_entropy(logits[:, 6:], color)
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer that :func:`write_tokenizer` wrote."""
+    controls = json.loads((folder / "added_tokens.json").read_text(encoding="utf-8"))
+    assert list(controls) == list(SPECIAL_TOKENS)
+    return Tokenizer.from_file(
+        folder / "tokenizer.json", controls=controls, bos=1, eos=2, space_after_control=False
+    )
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("build/tiny"))
+    parser.add_argument("--minutes", type=float, default=55.0)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--lr", type=float, default=8e-4)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--start", type=Path, help="weights to go on from")
+    parser.add_argument("--warmup", type=int, default=150, help="steps")
+    parser.add_argument("--average", type=float, default=0.997, help="decay of the mean weights")
+    parser.add_argument("--weight", action="append", default=[], metavar="NAME=VALUE")
+    args = parser.parse_args()
+    folder: Path = args.out
+    vocab = write_tokenizer(folder)
+    data = tiny_config(vocab)
+    (folder / "config.json").write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    config = config_from_dict(data, name="tiny")
+    weights = dict(_WEIGHTS)
+    for text in args.weight:
+        name, _, value = text.partition("=")
+        weights[name] = float(value)
+    image_token = load_tokenizer(folder).control_id("<im_patch>")
+    stream = _Stream(config, folder, args.batch, args.seed)
+    first = next(iter(stream))
+    torch.set_num_threads(2)
+    trainer = Trainer(config, int((first.ids[0] == image_token).nonzero()[0]))
+    if args.start:
+        trainer.load_state_dict(torch.load(args.start, weights_only=True)["trainer"])
+    else:
+        initialise(trainer.model, args.seed)
+    fit(trainer, stream, weights, args)
+
+
+def fit(
+    trainer: Trainer, stream: _Stream, weights: dict[str, float], args: argparse.Namespace
+) -> None:
+    """Train for ``args.minutes`` of wall clock and write ``state.pt``."""
+    decay = [p for p in trainer.parameters() if p.ndim > 1]
+    plain = [p for p in trainer.parameters() if p.ndim <= 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": decay, "weight_decay": 0.02}, {"params": plain, "weight_decay": 0.0}],
+        lr=args.lr,
+        betas=(0.9, 0.98),
+    )
+    mean = {k: v.clone() for k, v in trainer.model.state_dict().items()}
+    loader = DataLoader(stream, batch_size=None, num_workers=1, prefetch_factor=4)
+    began, saved, shown = time.monotonic(), time.monotonic(), time.monotonic()
+    sums: dict[str, float] = {}
+    seen, noted = 0, 0
+    for step, batch in enumerate(loader):
+        elapsed = (time.monotonic() - began) / 60
+        done = elapsed / args.minutes
+        if done >= 1:
+            break
+        rate = min(1.0, (step + 1) / args.warmup) * 0.5 * (1 + math.cos(math.pi * done))
+        for group in optimizer.param_groups:
+            group["lr"] = args.lr * max(rate, 0.002)
+        losses = trainer.losses(batch, weights)
+        total = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
+        optimizer.zero_grad(set_to_none=True)
+        total.backward()  # type: ignore[no-untyped-call]
+        norm = float(nn.utils.clip_grad_norm_(trainer.parameters(), 2.0))
+        if not math.isfinite(norm):
+            print(f"step {step}: gradient is not finite, step left out", file=sys.stderr)
+            continue
+        optimizer.step()
+        keep = min(args.average, (1 + step) / (10 + step))
+        with torch.no_grad():
+            for key, value in trainer.model.state_dict().items():
+                mean[key].lerp_(value, 1 - keep)
+        seen += len(batch.ids)
+        noted += 1
+        for name, value in losses.items():
+            sums[name] = sums.get(name, 0.0) + float(value.detach())
+        now = time.monotonic()
+        if now - shown > 30:
+            line = " ".join(f"{k} {v / noted:.3f}" for k, v in sums.items())
+            print(f"{elapsed:5.1f} min step {step} images {seen} | {line}", flush=True)
+            sums, noted, shown = {}, 0, now
+        if now - saved > 120:
+            _save(trainer, mean, args.out)
+            saved = now
+    _save(trainer, mean, args.out)
+
+
+def _save(trainer: Trainer, mean: dict[str, Tensor], folder: Path) -> None:
+    temporary = folder / "state.pt.new"
+    torch.save({"trainer": trainer.state_dict(), "mean": mean}, temporary)
+    temporary.replace(folder / "state.pt")
+
+
+if __name__ == "__main__":
+    main()

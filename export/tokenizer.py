@@ -1,0 +1,194 @@
+"""The checkpoint's tokenizer as one `tokenizer.json`, and the ids that the runtime writes itself.
+
+A `tokenizer.json` in the checkpoint is taken as it is. Otherwise the SentencePiece model is
+converted (byte-pair merges ranked as its pieces are, by transformers' extractor for LLaMA) and the
+added tokens get their ids and flags from `added_tokens.json` and `tokenizer_config.json`. Ids are
+always found by name: a checkpoint that lacks one of the 26 control tokens is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import AddedToken
+
+from visionllm_edge.runtime.errors import CheckpointError
+
+__all__ = ["CONTROL_TOKENS", "ConvertedTokenizer", "convert_tokenizer"]
+
+CONTROL_TOKENS = (
+    "[PAD]", "<image>", "<im_patch>", "<region>", "<img>", "</img>", "<reg>", "</reg>",
+    "<det>", "</det>", "<grd>", "</grd>", "[DET]", "[GRD]", "[SEG]", "[POSE]", "[GEN]", "[EDIT]",
+    "[EMB]", "[EMB2]", "[EMB3]", "[EMB4]", "[EMB5]", "[EMB6]", "[EMB7]", "[EMB8]",
+)  # fmt: skip
+"""In the order of the official vocabulary."""
+
+_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
+# The markers of a super-link group are written as a run of ids.
+_CONSECUTIVE = ("[EMB]", "[EMB2]", "[EMB3]", "[EMB4]")
+
+
+@dataclass(frozen=True)
+class ConvertedTokenizer:
+    """What a bundle needs of a tokenizer.
+
+    Attributes:
+        definition: content of `tokenizer.json`.
+        controls: id of every control token by name.
+        bos: id put first.
+        eos: id that ends an answer.
+        space_after_control: whether a text after a control token gets the dummy prefix (the
+            `legacy` behaviour of LLaMA's slow tokenizer).
+    """
+
+    definition: str
+    controls: Mapping[str, int]
+    bos: int
+    eos: int
+    space_after_control: bool
+
+
+def convert_tokenizer(folder: Path, *, vocab_size: int) -> ConvertedTokenizer:
+    """Read the tokenizer files of a checkpoint folder.
+
+    Args:
+        folder: the checkpoint.
+        vocab_size: rows of the embedding table; every id must be below it.
+
+    Raises:
+        CheckpointError: no tokenizer, an unreadable one, a missing control token, or ids that do
+            not fit the model.
+    """
+    settings = _read_json(folder / "tokenizer_config.json")
+    if (folder / "tokenizer.json").is_file():
+        definition = _checked(folder / "tokenizer.json")
+    elif (folder / "tokenizer.model").is_file():
+        definition = _from_sentencepiece(folder, settings)
+    else:
+        raise CheckpointError(
+            f"checkpoint '{folder}': no tokenizer found. Expected tokenizer.json, or "
+            "tokenizer.model with added_tokens.json."
+        )
+    loaded = tokenizers.Tokenizer.from_str(definition)
+    ids = {name: loaded.token_to_id(name) for name in (*CONTROL_TOKENS, "<s>", "</s>")}
+    missing = [name for name, number in ids.items() if number is None]
+    if missing:
+        raise CheckpointError(
+            f"checkpoint '{folder}': the tokenizer lacks the control tokens {', '.join(missing)}. "
+            "Expected all 26 of VisionLLM v2; check added_tokens.json."
+        )
+    first = ids[_CONSECUTIVE[0]]
+    if [ids[name] for name in _CONSECUTIVE] != [first + k for k in range(len(_CONSECUTIVE))]:
+        raise CheckpointError(
+            f"checkpoint '{folder}': ids of {', '.join(_CONSECUTIVE)} expected to follow each "
+            f"other, got {[ids[name] for name in _CONSECUTIVE]}."
+        )
+    highest = max(ids, key=lambda name: ids[name])
+    if ids[highest] >= vocab_size:
+        raise CheckpointError(
+            f"checkpoint '{folder}': control token '{highest}' has id {ids[highest]}, the "
+            f"embedding table has {vocab_size} rows. Tokenizer and weights do not belong together."
+        )
+    return ConvertedTokenizer(
+        definition=definition,
+        controls={name: ids[name] for name in CONTROL_TOKENS},
+        bos=ids["<s>"],
+        eos=ids["</s>"],
+        # transformers' default, when the checkpoint does not say, is the legacy behaviour.
+        space_after_control=bool(settings.get("legacy", True)),
+    )
+
+
+def _checked(path: Path) -> str:
+    try:
+        text = path.read_text(encoding="utf-8")
+        tokenizers.Tokenizer.from_str(text)
+    except Exception as e:  # the tokenizers library raises bare Exception
+        raise CheckpointError(
+            f"checkpoint file '{path.name}': expected a tokenizers definition, got: {e}."
+        ) from e
+    return text
+
+
+def _read_json(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise CheckpointError(f"checkpoint file '{path.name}': not valid JSON: {e}.") from e
+    if not isinstance(data, dict):
+        raise CheckpointError(
+            f"checkpoint file '{path.name}': expected an object, got {type(data).__name__}."
+        )
+    return data
+
+
+def _from_sentencepiece(folder: Path, settings: Mapping[str, Any]) -> str:
+    """LLaMA's byte-pair model with byte fallback, then the added tokens in the order of ids."""
+    from transformers.convert_slow_tokenizer import SentencePieceExtractor
+
+    try:
+        extracted = SentencePieceExtractor(str(folder / "tokenizer.model")).extract(
+            tokenizers.models.BPE
+        )
+    except Exception as e:  # protobuf and sentencepiece share no base class
+        raise CheckpointError(
+            f"checkpoint file 'tokenizer.model': expected a SentencePiece model, got: {e}."
+        ) from e
+    vocab: dict[str, int] = extracted["vocab"]
+    tokenizer = tokenizers.Tokenizer(
+        tokenizers.models.BPE(
+            vocab, extracted["merges"], unk_token="<unk>", fuse_unk=True, byte_fallback=True
+        )
+    )
+    # SentencePiece's own dummy prefix: always one, also before a text that starts with a blank.
+    tokenizer.normalizer = tokenizers.normalizers.Sequence(
+        [
+            tokenizers.normalizers.Prepend(_SPACE),
+            tokenizers.normalizers.Replace(" ", _SPACE),
+        ]
+    )
+    tokenizer.decoder = tokenizers.decoders.Sequence(
+        [
+            tokenizers.decoders.Replace(_SPACE, " "),
+            tokenizers.decoders.ByteFallback(),
+            tokenizers.decoders.Fuse(),
+            tokenizers.decoders.Strip(" ", 1, 0),
+        ]
+    )
+    base = [name for name in ("<unk>", "<s>", "</s>") if name in vocab]
+    tokenizer.add_special_tokens([AddedToken(name, normalized=False) for name in base])
+    for name, number in _added_tokens(folder, settings):
+        flags = _flags(settings, number)
+        tokenizer.add_special_tokens(
+            [AddedToken(name, normalized=False, lstrip=flags[0], rstrip=flags[1])]
+        )
+        if tokenizer.token_to_id(name) != number:
+            raise CheckpointError(
+                f"checkpoint file 'added_tokens.json': '{name}' has id {number}, expected "
+                f"{tokenizer.token_to_id(name)}: ids must follow the {len(vocab)} pieces of "
+                "tokenizer.model without a gap."
+            )
+    return tokenizer.to_str()
+
+
+def _added_tokens(folder: Path, settings: Mapping[str, Any]) -> list[tuple[str, int]]:
+    added = dict(_read_json(folder / "added_tokens.json"))
+    if not added:
+        decoder = settings.get("added_tokens_decoder") or {}
+        added = {str(entry["content"]): int(number) for number, entry in decoder.items()}
+        for name in ("<unk>", "<s>", "</s>"):
+            added.pop(name, None)
+    return sorted(((name, int(number)) for name, number in added.items()), key=lambda e: e[1])
+
+
+def _flags(settings: Mapping[str, Any], number: int) -> tuple[bool, bool]:
+    """Whether white space before and after the token is eaten; so in the released tokenizer."""
+    entry = (settings.get("added_tokens_decoder") or {}).get(str(number), {})
+    return bool(entry.get("lstrip", True)), bool(entry.get("rstrip", True))

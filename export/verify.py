@@ -1,0 +1,177 @@
+"""Check a bundle again: its files by hash, its stages against what is known to be right.
+
+Without a checkpoint every stage runs on the golden inputs that the bundle carries and must stay
+within the limits that the compile recorded. With the checkpoint all variants are compared with torch
+anew, at all sizes, and the whole chain end to end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from visionllm_edge.export.parity import TensorParity, compare_with_limits, require_parity
+from visionllm_edge.export.progress import Progress
+from visionllm_edge.runtime.backends import StageOptions, load_backend
+from visionllm_edge.runtime.backends.base import PRESENT_PREFIX
+from visionllm_edge.runtime.bundle import Bundle
+from visionllm_edge.runtime.errors import BundleError, ParityError
+from visionllm_edge.runtime.manifest import StageSpec
+from visionllm_edge.runtime.ports import Array
+
+__all__ = ["StageVerdict", "VerifyReport", "verify_bundle"]
+
+
+@dataclass(frozen=True)
+class StageVerdict:
+    """How one stage compares: its worst tensor and how many comparisons there were."""
+
+    stage: str
+    comparisons: int
+    worst: TensorParity
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {
+            "stage": self.stage,
+            "comparisons": self.comparisons,
+            "worst": self.worst.to_dict(),
+        }
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What was checked; a failed check raises instead.
+
+    Attributes:
+        files: how many files were hashed.
+        against: `golden files` or `checkpoint`.
+        stages: one verdict per stage.
+        end_to_end: comparison of the whole chain, with a checkpoint only.
+    """
+
+    files: int
+    against: str
+    stages: tuple[StageVerdict, ...]
+    end_to_end: Mapping[str, Any] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {
+            "files": self.files,
+            "against": self.against,
+            "stages": [verdict.to_dict() for verdict in self.stages],
+            "end_to_end": self.end_to_end,
+        }
+
+
+def verify_bundle(
+    path: Path, *, checkpoint: Path | None = None, progress: Progress | None = None
+) -> VerifyReport:
+    """Hash every file, then compare every stage.
+
+    Args:
+        path: the bundle.
+        checkpoint: what it was compiled from; needs the exporter's packages.
+        progress: gets a step per stage; silent by default.
+
+    Raises:
+        BundleError: a file is changed, missing or extra, or there are no golden files.
+        ParityError: a stage is wrong, or the bundle came from another checkpoint.
+    """
+    progress = progress or Progress(stream=None)
+    bundle = Bundle.open(path, verify=True)
+    progress.total = 1 + len(bundle.manifest.stages) + (checkpoint is not None)
+    progress.step(f"hashed {len(bundle.manifest.files)} files")
+    if checkpoint is not None:
+        return _against_checkpoint(bundle, checkpoint, progress)
+    verdicts = []
+    for name, spec in bundle.manifest.stages.items():
+        verdicts.append(_against_golden(bundle, name, spec))
+        progress.step(_line(verdicts[-1]))
+    return VerifyReport(len(bundle.manifest.files), "golden files", tuple(verdicts))
+
+
+def _against_golden(bundle: Bundle, name: str, spec: StageSpec) -> StageVerdict:
+    golden = spec.parity.get("golden")
+    if not isinstance(golden, dict):
+        raise BundleError(
+            f"bundle '{bundle.root.name}': stage '{name}' carries no golden file. Compile it "
+            "again, or verify with --checkpoint."
+        )
+    bucket = golden["bucket"]
+    backend = load_backend(bundle.manifest.target.backend)
+    runner = backend.load_stage(
+        bundle.stage_model(name, None if bucket is None else (bucket[0], bucket[1])),
+        spec.ports(name),
+        StageOptions(),
+    )
+    inputs, expected = _read_golden(bundle.file(golden["file"]))
+    got = {}
+    for output, array in runner.run(inputs).items():
+        # The golden file holds the rows of the cache that have a defined value.
+        rows = expected[output].shape[2] if output.startswith(PRESENT_PREFIX) else None
+        got[output] = np.array(array if rows is None else array[:, :, :rows])
+    report = compare_with_limits(got, expected, golden["limits"])
+    require_parity(name, report)
+    return StageVerdict(name, len(report), _worst(report))
+
+
+def _read_golden(path: Path) -> tuple[dict[str, Array], dict[str, Array]]:
+    with np.load(path, allow_pickle=False) as stored:
+        named = {name: stored[name] for name in stored.files}
+    return (
+        {name[3:]: array for name, array in named.items() if name.startswith("in.")},
+        {name[4:]: array for name, array in named.items() if name.startswith("out.")},
+    )
+
+
+def _against_checkpoint(bundle: Bundle, folder: Path, progress: Progress) -> VerifyReport:
+    from visionllm_edge.export.build_stage import ModelPair, check_stage
+    from visionllm_edge.export.checkpoint import Checkpoint, load_model
+    from visionllm_edge.export.end_to_end import check_end_to_end
+    from visionllm_edge.export.stages import STAGES
+
+    checkpoint = Checkpoint(folder)
+    fingerprint, expected = checkpoint.fingerprint(), bundle.manifest.checkpoint.fingerprint
+    if fingerprint != expected:
+        raise ParityError(
+            f"bundle '{bundle.root.name}' was compiled from another checkpoint: expected "
+            f"fingerprint {expected}, '{folder.name}' has {fingerprint}. Give the checkpoint it "
+            "was compiled from."
+        )
+    pair = ModelPair(load_model(checkpoint))
+    verdicts = []
+    for stage in STAGES:
+        tensors = []
+        for variant in bundle.manifest.stages[stage.name].variants:
+            reports, _ = check_stage(
+                pair,
+                stage,
+                variant.bucket,
+                bundle.file(variant.model),
+                bundle.manifest.target.name,
+            )
+            tensors += [tensor for report in reports for tensor in report.outputs]
+        verdicts.append(StageVerdict(stage.name, len(tensors), _worst(tensors)))
+        progress.step(_line(verdicts[-1]))
+    end_to_end = check_end_to_end(bundle, pair.model)
+    progress.step("compared with torch end to end")
+    files = len(bundle.manifest.files)
+    return VerifyReport(files, "checkpoint", tuple(verdicts), end_to_end)
+
+
+def _worst(report: list[TensorParity]) -> TensorParity:
+    return max(report, key=lambda tensor: tensor.error / max(tensor.limit, 1e-300))
+
+
+def _line(verdict: StageVerdict) -> str:
+    worst = verdict.worst
+    return (
+        f"{verdict.stage}: {verdict.comparisons} tensors, worst {worst.name} "
+        f"{worst.error:.2g} (limit {worst.limit:.2g})"
+    )

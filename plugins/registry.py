@@ -1,0 +1,22 @@
+"""The list of semantic operators: one folder per operator, one entry here.
+
+An operator's meaning is fixed by its folder: `spec.py` (shapes in letters, types), `reference.py`
+(numpy, obvious) and `onnx_function.py` (the same in standard ONNX, so any backend can run the
+file). Which form a node takes on a target is decided elsewhere; see `export/lowering.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from visionllm_edge.plugins.cached_attention.spec import CACHED_ATTENTION
+from visionllm_edge.plugins.ms_deform_attn.spec import MS_DEFORM_ATTN
+from visionllm_edge.plugins.semantic_op import SemanticOp
+
+__all__ = ["SEMANTIC_OPS"]
+
+SEMANTIC_OPS: Mapping[str, SemanticOp] = MappingProxyType(
+    {op.name: op for op in (CACHED_ATTENTION, MS_DEFORM_ATTN)}
+)
+"""op_type -> operator, for every operator of domain `visionllm`."""

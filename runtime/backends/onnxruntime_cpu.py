@@ -1,0 +1,296 @@
+"""ONNX Runtime on the CPU: one session per stage, bound buffers, a cache updated in place.
+
+Every session has its own options; nothing of ONNX Runtime's process-wide state is touched.
+Output buffers are kept and reused wherever the inputs settle the output's shape; only an output
+whose size depends on values is allocated by ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort  # type: ignore[import-untyped]
+
+from visionllm_edge.runtime.backends.base import (
+    PAST_PREFIX,
+    PRESENT_PREFIX,
+    KVCache,
+    StageOptions,
+)
+from visionllm_edge.runtime.errors import BackendError
+from visionllm_edge.runtime.ports import Array, Port, StagePorts, bind_inputs, resolve_shape
+
+__all__ = ["CacheBuffers", "OnnxRuntimeBackend", "OnnxRuntimeStage"]
+
+_ORT_TYPES = {
+    "float32": "tensor(float)",
+    "float16": "tensor(float16)",
+    "int64": "tensor(int64)",
+    "int32": "tensor(int32)",
+    "int8": "tensor(int8)",
+    "uint8": "tensor(uint8)",
+    "bool": "tensor(bool)",
+}
+# One cache line: rows of a buffer that starts off it are split over two lines in every load.
+_ALIGNMENT_BYTES = 64
+_SILENT = 4
+# Cache buffers are [..., rows, head size].
+_CACHE_ROWS = -2
+
+
+class OnnxRuntimeBackend:
+    """Loads stages as ONNX Runtime sessions with the CPU provider."""
+
+    name = "onnxruntime"
+
+    def load_stage(self, path: Path, ports: StagePorts, options: StageOptions) -> OnnxRuntimeStage:
+        """Load a graph; see :meth:`visionllm_edge.runtime.backends.base.Backend.load_stage`."""
+        try:
+            session = ort.InferenceSession(
+                str(path), _session_options(options), providers=["CPUExecutionProvider"]
+            )
+        # ONNX Runtime's exceptions share no base class but Exception.
+        except Exception as e:
+            raise BackendError(
+                f"stage {ports.stage!r}: ONNX Runtime {ort.__version__} cannot load "
+                f"{path.name!r}: {e}"
+            ) from e
+        return OnnxRuntimeStage(session, ports)
+
+
+class CacheBuffers:
+    """Key/value buffers in host memory, one per ``past_key_values.*`` input of a stage."""
+
+    def __init__(self, ports: StagePorts, capacity: int, known: Mapping[str, int]) -> None:
+        """Allocate; ``known`` are the symbols that the graph settles."""
+        past = [port for port in ports.inputs if port.name.startswith(PAST_PREFIX)]
+        if not past:
+            raise BackendError(f"stage {ports.stage!r} has no {PAST_PREFIX}* inputs, so no cache")
+        self._capacity = capacity
+        self._arrays = {
+            port.name: _aligned_zeros(_cache_shape(ports.stage, port, capacity, known), port.dtype)
+            for port in past
+        }
+
+    @property
+    def capacity(self) -> int:
+        """Rows (positions) that fit."""
+        return self._capacity
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of all buffers."""
+        return sum(array.nbytes for array in self._arrays.values())
+
+    @property
+    def arrays(self) -> Mapping[str, Array]:
+        """The live buffers by input name."""
+        return self._arrays
+
+    def array(self, name: str) -> Array:
+        """The live buffer behind an input such as ``past_key_values.0.key``."""
+        return self._arrays[name]
+
+
+class OnnxRuntimeStage:
+    """One session with its ports; implements ``StageRunner``."""
+
+    def __init__(self, session: ort.InferenceSession, ports: StagePorts) -> None:
+        """Check the session's ends against the ports."""
+        self._session = session
+        self._ports = ports
+        self._symbols: dict[str, int] = {}
+        _match_ends(ports.stage, "input", ports.inputs, session.get_inputs(), self._symbols)
+        _match_ends(ports.stage, "output", ports.outputs, session.get_outputs(), self._symbols)
+        self._cache_inputs = {p.name for p in ports.inputs if p.name.startswith(PAST_PREFIX)}
+        self._free_inputs = [p for p in ports.inputs if p.name not in self._cache_inputs]
+        self._free_outputs = [p for p in ports.outputs if not _is_present(p.name)]
+        self._buffers: dict[str, Array] = {}
+        self._bindings: weakref.WeakKeyDictionary[CacheBuffers, ort.IOBinding] = (
+            weakref.WeakKeyDictionary()
+        )
+
+    @property
+    def ports(self) -> StagePorts:
+        """The stage's named ends."""
+        return self._ports
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run once; the arrays returned are overwritten by the next run."""
+        symbols = bind_inputs(self._ports.stage, self._ports.inputs, inputs, self._symbols)
+        binding = self._session.io_binding()
+        return self._run(binding, [], self._ports.inputs, self._ports.outputs, inputs, symbols)
+
+    def new_cache(self, capacity: int) -> CacheBuffers:
+        """Zeroed key/value buffers for this stage."""
+        return CacheBuffers(self._ports, capacity, self._symbols)
+
+    def run_with_cache(self, inputs: Mapping[str, Array], cache: KVCache) -> dict[str, Array]:
+        """Run once and update the cache in place."""
+        if not isinstance(cache, CacheBuffers) or set(cache.arrays) != self._cache_inputs:
+            raise BackendError(
+                f"stage {self._ports.stage!r}: the cache was not made by new_cache() of this stage"
+            )
+        given = self._cache_inputs & inputs.keys()
+        if given:
+            raise BackendError(
+                f"stage {self._ports.stage!r}: inputs {sorted(given)} are part of the cache; "
+                "leave them out, or call run()"
+            )
+        symbols = bind_inputs(
+            self._ports.stage, self._ports.inputs, {**cache.arrays, **inputs}, self._symbols
+        )
+        binding = self._bindings.get(cache)
+        if binding is None:
+            binding = self._bindings[cache] = self._bind_cache(cache)
+        presents = [_present_of(name) for name in cache.arrays]
+        return self._run(binding, presents, self._free_inputs, self._free_outputs, inputs, symbols)
+
+    def _bind_cache(self, cache: CacheBuffers) -> ort.IOBinding:
+        binding = self._session.io_binding()
+        outputs = {port.name for port in self._ports.outputs}
+        for name, array in cache.arrays.items():
+            present = _present_of(name)
+            if present not in outputs:
+                raise BackendError(
+                    f"stage {self._ports.stage!r}: input {name!r} expected an output {present!r} "
+                    "to pair with, and the graph has none"
+                )
+            value = ort.OrtValue.ortvalue_from_numpy(array)
+            binding.bind_ortvalue_input(name, value)
+            binding.bind_ortvalue_output(present, value)
+        return binding
+
+    def _run(
+        self,
+        binding: ort.IOBinding,
+        bound: list[str],
+        input_ports: Sequence[Port],
+        output_ports: Sequence[Port],
+        inputs: Mapping[str, Array],
+        symbols: Mapping[str, int],
+    ) -> dict[str, Array]:
+        """Bind what is not bound yet and run; ``bound`` are the outputs that are."""
+        given = {port.name: np.ascontiguousarray(inputs[port.name]) for port in input_ports}
+        for name, array in given.items():
+            binding.bind_cpu_input(name, array)
+        outputs: dict[str, Array] = {}
+        for port in output_ports:
+            shape = resolve_shape(port, symbols)
+            if shape is None:
+                binding.bind_output(port.name, "cpu")
+                continue
+            array = self._buffer(port, shape, list(given.values()))
+            binding.bind_output(port.name, "cpu", 0, array.dtype, shape, array.ctypes.data)
+            outputs[port.name] = array
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as e:
+            raise BackendError(f"stage {self._ports.stage!r}: ONNX Runtime failed: {e}") from e
+        if len(outputs) < len(output_ports):
+            # A binding lists its outputs in the order in which their names were first bound.
+            order = [*bound, *(port.name for port in output_ports)]
+            values = dict(zip(order, binding.get_outputs(), strict=True))
+            for port in output_ports:
+                if port.name not in outputs:
+                    outputs[port.name] = values[port.name].numpy()
+        return outputs
+
+    def _buffer(self, port: Port, shape: tuple[int, ...], inputs: Sequence[Array]) -> Array:
+        """A view of the output's buffer; a new one where it is too small or serves as an input."""
+        size = math.prod(shape)
+        kept = self._buffers.get(port.name)
+        if kept is None or kept.size < size or any(np.may_share_memory(kept, x) for x in inputs):
+            kept = self._buffers[port.name] = _aligned_zeros((size,), port.dtype)
+        return kept[:size].reshape(shape)
+
+
+def _session_options(options: StageOptions) -> ort.SessionOptions:
+    out = ort.SessionOptions()
+    out.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    out.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    out.inter_op_num_threads = 1
+    out.intra_op_num_threads = options.threads or 0
+    # Idle threads of one stage would otherwise spin while the next stage needs their cores.
+    out.add_session_config_entry("session.force_spinning_stop", "1")
+    # Whatever goes wrong also arrives as an exception, which says it once and names the stage.
+    out.log_severity_level = _SILENT
+    for library in options.custom_op_libraries:
+        out.register_custom_ops_library(str(library))
+    return out
+
+
+def _match_ends(
+    stage: str,
+    kind: str,
+    ports: Sequence[Port],
+    ends: Sequence[ort.NodeArg],
+    symbols: dict[str, int],
+) -> None:
+    """Compare ports with the graph's ends; what the graph fixes is added to ``symbols``."""
+    by_name = {end.name: end for end in ends}
+    if sorted(by_name) != sorted(port.name for port in ports):
+        raise BackendError(
+            f"stage {stage!r}: the manifest names {kind}s {[port.name for port in ports]}, "
+            f"the graph has {list(by_name)}. Compile the bundle again."
+        )
+    for port in ports:
+        end = by_name[port.name]
+        same = end.type == _ORT_TYPES[port.dtype] and len(end.shape) == len(port.shape)
+        if same:
+            same = all(
+                _same_axis(axis, got, symbols)
+                for axis, got in zip(port.shape, end.shape, strict=True)
+            )
+        if not same:
+            raise BackendError(
+                f"stage {stage!r}: the manifest says {kind} {port}, "
+                f"the graph has {end.shape} {end.type}. Compile the bundle again."
+            )
+
+
+def _same_axis(axis: int | str, got: int | str | None, symbols: dict[str, int]) -> bool:
+    if not isinstance(got, int):
+        return True
+    if isinstance(axis, str):
+        return symbols.setdefault(axis, got) == got
+    return axis == got
+
+
+def _cache_shape(
+    stage: str, port: Port, capacity: int, known: Mapping[str, int]
+) -> tuple[int, ...]:
+    open_axes = {axis for axis in port.shape if isinstance(axis, str) and axis not in known}
+    if len(open_axes) > 1:
+        raise BackendError(
+            f"stage {stage!r}: expected one open axis, the capacity, in {port}; "
+            f"got {sorted(open_axes)}"
+        )
+    shape = resolve_shape(port, {**known, **dict.fromkeys(open_axes, capacity)})
+    assert shape is not None
+    if capacity < 1 or shape[_CACHE_ROWS] != capacity:
+        raise BackendError(
+            f"stage {stage!r}: cache {port} expected a capacity of {shape[_CACHE_ROWS]} rows, "
+            f"got {capacity}"
+        )
+    return shape
+
+
+def _aligned_zeros(shape: tuple[int, ...], dtype: str) -> Array:
+    """Zeros on a cache line of their own; pages stay untouched until they are written."""
+    size_bytes = math.prod(shape) * np.dtype(dtype).itemsize
+    raw = np.zeros(size_bytes + _ALIGNMENT_BYTES, dtype=np.uint8)
+    start = -raw.ctypes.data % _ALIGNMENT_BYTES
+    return raw[start : start + size_bytes].view(dtype).reshape(shape)
+
+
+def _is_present(name: str) -> bool:
+    return name.startswith(PRESENT_PREFIX)
+
+
+def _present_of(name: str) -> str:
+    return PRESENT_PREFIX + name.removeprefix(PAST_PREFIX)

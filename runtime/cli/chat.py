@@ -1,0 +1,186 @@
+"""``visionllm-edge chat``: a conversation in the terminal, or with questions from a pipe."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from visionllm_edge.runtime.cli.output import EventPrinter, save_picture
+from visionllm_edge.runtime.errors import EdgeError, InputError
+from visionllm_edge.runtime.llm.sampling import GenerationConfig
+from visionllm_edge.runtime.model import VisionLLM
+from visionllm_edge.runtime.pipelines.chat import ChatSession
+
+__all__ = ["chat"]
+
+_HELP = """\
+/image FILE  talk about another picture, from the start
+/save FILE   write the picture with what the last answer found
+/reset       forget the conversation, keep the picture
+/quit        end"""
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--image", help="The picture to talk about.")
+@click.option(
+    "--threshold",
+    type=click.FloatRange(0.0, 1.0),
+    default=0.3,
+    show_default=True,
+    help="Smallest score of a detection.",
+)
+@click.option("--masks/--no-masks", default=True, help="Masks for what an answer finds.")
+@click.option(
+    "--max-new-tokens",
+    type=click.IntRange(min=1),
+    default=256,
+    show_default=True,
+    help="Length of an answer at most.",
+)
+@click.option(
+    "--temperature",
+    type=click.FloatRange(min=0.0),
+    default=0.0,
+    show_default=True,
+    help="Randomness of the answers; 0 takes the likeliest word.",
+)
+@click.option(
+    "--top-p",
+    type=click.FloatRange(0.0, 1.0, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Sample from the likeliest words of this total probability.",
+)
+@click.option("--seed", type=click.IntRange(min=0), help="Seed of the sampling.")
+@click.option("--threads", type=click.IntRange(min=1), help="Threads of the backend.")
+@click.option("--verify/--no-verify", default=True, help="Hash the bundle's files first.")
+def chat(
+    bundle: Path,
+    image: str | None,
+    threshold: float,
+    masks: bool,
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+    seed: int | None,
+    threads: int | None,
+    verify: bool,
+) -> None:
+    """Talk with a bundle about a picture."""
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
+    )
+    model = VisionLLM.load(bundle, threads=threads, verify=verify)
+    talk = Conversation(model, config, threshold=threshold, masks=masks)
+    talk.look_at(image)
+    interactive = sys.stdin.isatty()
+    if interactive:
+        click.echo(_HELP, err=True)
+    failed = False
+    for line in _lines(interactive):
+        try:
+            if not talk.handle(line):
+                break
+        except EdgeError as error:
+            failed = True
+            click.echo(f"Error: {error}", err=True)
+    # Someone at the terminal has seen the message; a script has only the exit code.
+    if failed and not interactive:
+        raise click.exceptions.Exit(1)
+
+
+class Conversation:
+    """The state between two lines: the picture and what was said about it."""
+
+    def __init__(
+        self, model: VisionLLM, config: GenerationConfig, *, threshold: float, masks: bool
+    ) -> None:
+        """Start without a picture."""
+        self._model = model
+        self._config = config
+        self._threshold = threshold
+        self._masks = masks
+        self._image: str | None = None
+        self._session = self._start(None)
+
+    def look_at(self, image: str | None) -> None:
+        """Begin again with a picture.
+
+        Raises:
+            InputError: not a usable image; the conversation goes on as it was.
+        """
+        self._session = self._start(image)
+        self._image = image
+
+    def handle(self, line: str) -> bool:
+        """Answer a question or obey a command; False at the end.
+
+        Raises:
+            EdgeError: the question or command could not be carried out; nothing is lost.
+        """
+        line = line.strip()
+        command, _, argument = line.partition(" ")
+        argument = argument.strip()
+        if not line:
+            return True
+        if command == "/quit":
+            return False
+        if command == "/reset":
+            self._session.reset()
+        elif command == "/image":
+            if not argument:
+                raise InputError("/image: expected a file name, got none. Write /image FILE.")
+            self.look_at(argument)
+        elif command == "/save":
+            self._save(argument)
+        elif command == "/help":
+            click.echo(_HELP, err=True)
+        elif command.startswith("/"):
+            raise InputError(f"{command}: expected /image, /save, /reset, /quit or a question.")
+        else:
+            self._answer(line)
+        return True
+
+    def _answer(self, question: str) -> None:
+        show = EventPrinter()
+        try:
+            for event in self._session.stream(question):
+                show(event)
+        except KeyboardInterrupt:
+            show.end_line()
+            click.echo("(stopped; this turn is forgotten)", err=True)
+        except EdgeError:
+            show.end_line()
+            raise
+
+    def _save(self, name: str) -> None:
+        if not name:
+            raise InputError("/save: expected a file name, got none. Write /save out.png.")
+        if self._image is None or not self._session.turns:
+            raise InputError("/save: expected a picture and an answer about it. Ask first.")
+        save_picture(self._session.turns[-1][1], self._image, Path(name))
+
+    def _start(self, image: str | None) -> ChatSession:
+        return self._model.chat(
+            image, config=self._config, threshold=self._threshold, masks=self._masks
+        )
+
+
+def _lines(interactive: bool) -> Iterator[str]:
+    if not interactive:
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            # A line that is not UTF-8 is then refused as a question and does not end the others.
+            sys.stdin.reconfigure(errors="surrogateescape")
+        yield from sys.stdin
+        return
+    while True:
+        try:
+            yield input("> ")
+        except (EOFError, KeyboardInterrupt):
+            click.echo(err=True)
+            return

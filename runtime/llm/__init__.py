@@ -1,0 +1,20 @@
+"""The language model at run time: embeddings, cache session, sampling, generation."""
+
+from visionllm_edge.runtime.llm.embeddings import EmbeddingTable, SuperLink
+from visionllm_edge.runtime.llm.generate import Generation, Step
+from visionllm_edge.runtime.llm.sampling import GenerationConfig, Sampler
+from visionllm_edge.runtime.llm.sequence import Group, TokenSequence
+from visionllm_edge.runtime.llm.session import DecoderSession, StepOutput
+
+__all__ = [
+    "DecoderSession",
+    "EmbeddingTable",
+    "Generation",
+    "GenerationConfig",
+    "Group",
+    "Sampler",
+    "Step",
+    "StepOutput",
+    "SuperLink",
+    "TokenSequence",
+]

@@ -1,0 +1,298 @@
+"""The manifest: the contract between compiler and runtime, as frozen dataclasses.
+
+``Manifest.from_dict`` checks every field by name and type and refuses fields it does not know;
+``Manifest.to_dict`` gives the same JSON back. Paths are relative, with ``/``, and stay inside the
+bundle. Whether the files exist and are unchanged is the business of ``runtime.bundle``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import cast
+
+from visionllm_edge.runtime.errors import BundleError
+from visionllm_edge.runtime.ports import Port, StagePorts
+from visionllm_edge.runtime.typed_json import (
+    Count,
+    FieldError,
+    json_from_object,
+    object_from_json,
+)
+
+__all__ = [
+    "MANIFEST_NAME",
+    "SCHEMA",
+    "CheckpointInfo",
+    "DetectorSpec",
+    "FileEntry",
+    "LlmSpec",
+    "Manifest",
+    "ModelSpec",
+    "Normalization",
+    "PreprocessSpec",
+    "PromptSpec",
+    "StageSpec",
+    "SuperlinkSpec",
+    "TargetSpec",
+    "TokenizerSpec",
+    "Variant",
+    "VisionSpec",
+    "check_relative",
+]
+
+SCHEMA = 1
+MANIFEST_NAME = "manifest.json"
+
+_DETECTOR_PREFIX = "det_"
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """Which checkpoint was compiled."""
+
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class TargetSpec:
+    """What the bundle was compiled for."""
+
+    name: str
+    backend: str
+    precision: str
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One graph of a stage; ``bucket`` is the (height, width) it is made for, if any."""
+
+    bucket: tuple[Count, Count] | None
+    model: str
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """One stage: ends, graphs, and what the compiler says about it."""
+
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    variants: tuple[Variant, ...]
+    lowering: Mapping[str, object] = field(default_factory=dict)
+    parity: Mapping[str, object] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse variants that leave open which graph to take."""
+        buckets = [variant.bucket for variant in self.variants]
+        plain = buckets == [None]
+        if not plain and (not buckets or None in buckets or len(set(buckets)) < len(buckets)):
+            raise ValueError(
+                "variants expected one graph without a bucket, or one graph for each bucket, "
+                f"got buckets {buckets}"
+            )
+
+    def ports(self, name: str) -> StagePorts:
+        """The ends, with the stage's name for messages."""
+        return StagePorts(name, self.inputs, self.outputs)
+
+
+@dataclass(frozen=True)
+class LlmSpec:
+    """Sizes of the language model."""
+
+    hidden_size: Count
+    num_layers: Count
+    num_kv_heads: Count
+    head_dim: Count
+    vocab_size: Count
+    max_positions: Count
+
+
+@dataclass(frozen=True)
+class VisionSpec:
+    """Sizes of the vision encoder."""
+
+    image_size: Count
+    tokens_per_tile: Count
+    max_tiles: Count
+
+
+@dataclass(frozen=True)
+class SuperlinkSpec:
+    """The rows that follow a routing token, and the decoder that they feed."""
+
+    tokens: tuple[str, ...]
+    rows: Count
+    table: str | None = None
+    decoder: str | None = None
+
+
+@dataclass(frozen=True)
+class DetectorSpec:
+    """Sizes of the object decoder; sizes in pixels, buckets (height, width)."""
+
+    buckets: tuple[tuple[Count, Count], ...]
+    shortest_edge: Count
+    longest_edge: Count
+    divisor: Count
+    max_text_len: Count
+    num_queries: Count
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What the runtime must know about the model."""
+
+    llm: LlmSpec
+    vision: VisionSpec
+    superlink: Mapping[str, SuperlinkSpec]
+    embed_table: str
+    detector: DetectorSpec | None = None
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """Per-channel constants in RGB order."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __post_init__(self) -> None:
+        """Refuse a division by zero."""
+        if 0.0 in self.std:
+            raise ValueError("std expected no zeros")
+
+
+@dataclass(frozen=True)
+class PreprocessSpec:
+    """Constants of the two image inputs: ``clip`` for values 0..1, ``detector`` for 0..255."""
+
+    clip: Normalization
+    detector: Normalization | None = None
+
+
+@dataclass(frozen=True)
+class TokenizerSpec:
+    """Tokenizer file and the ids that the runtime writes itself."""
+
+    file: str
+    space_after_control: bool
+    bos: int
+    eos: int
+    controls: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class PromptSpec:
+    """Name of the conversation template."""
+
+    template: str
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """Size in bytes and SHA-256 of one file."""
+
+    size: int
+    sha256: str
+
+    def __post_init__(self) -> None:
+        """Refuse what no digest looks like."""
+        if not _DIGEST.fullmatch(self.sha256):
+            raise ValueError("sha256 expected 64 hexadecimal digits")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The whole manifest. ``files`` lists every file of the bundle but the manifest itself."""
+
+    family: str
+    name: str
+    created_by: Mapping[str, str]
+    checkpoint: CheckpointInfo
+    target: TargetSpec
+    stages: Mapping[str, StageSpec]
+    model: ModelSpec
+    preprocess: PreprocessSpec
+    tokenizer: TokenizerSpec
+    prompt: PromptSpec
+    files: Mapping[str, FileEntry] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, object]:
+        """The JSON of ``manifest.json``."""
+        return {"schema": SCHEMA, **cast(dict[str, object], json_from_object(self))}
+
+    @classmethod
+    def from_dict(cls, data: object) -> Manifest:
+        """Read and check.
+
+        Raises:
+            BundleError: another schema, or a field that is missing, unknown or of a wrong type.
+        """
+        if not isinstance(data, dict):
+            raise BundleError(f"manifest: expected an object, got {type(data).__name__}")
+        content = dict(data)
+        schema = content.pop("schema", None)
+        if schema != SCHEMA or isinstance(schema, bool):
+            raise BundleError(
+                f"manifest: expected schema {SCHEMA}, which this version reads, got {schema!r}. "
+                "Compile the bundle again with this version of visionllm-edge."
+            )
+        try:
+            manifest = object_from_json(cls, content)
+        except FieldError as e:
+            raise BundleError(f"manifest: {e}") from e
+        for path in manifest.files:
+            check_relative(path, "manifest: files")
+        manifest.check_references()
+        return manifest
+
+    def referenced_files(self) -> dict[str, str]:
+        """Every path that a field names, with the field."""
+        out = {self.model.embed_table: "model.embed_table", self.tokenizer.file: "tokenizer.file"}
+        for name, link in self.model.superlink.items():
+            if link.table is not None:
+                out[link.table] = f"model.superlink.{name}.table"
+        for name, stage in self.stages.items():
+            out.update({variant.model: f"stages.{name}.variants" for variant in stage.variants})
+        return out
+
+    def check_references(self) -> None:
+        """Refuse fields that do not fit together.
+
+        Raises:
+            BundleError: a field names a file that ``files`` does not list, or a detector stage
+                has graphs for other buckets than the detector.
+        """
+        for path, where in self.referenced_files().items():
+            check_relative(path, f"manifest: {where}")
+            if path not in self.files:
+                raise BundleError(f"manifest: {where} names {path!r}, which 'files' does not list")
+        sizes = set(self.model.detector.buckets) if self.model.detector else set()
+        for name, stage in self.stages.items():
+            have = {variant.bucket for variant in stage.variants}
+            if name.startswith(_DETECTOR_PREFIX) and have != sizes:
+                raise BundleError(
+                    f"manifest: stage {name!r} has graphs for buckets {sorted(map(str, have))}, "
+                    f"model.detector.buckets says {sorted(map(str, sizes))}"
+                )
+
+
+def check_relative(path: str, where: str) -> None:
+    """Refuse a path that could lead out of a bundle or means different things on two systems.
+
+    Raises:
+        BundleError: absolute, with ``..``, ``.``, an empty part, a backslash, a drive or a control
+            character, or the manifest's own name.
+    """
+    parts = path.split("/")
+    bad = any(part in ("", ".", "..") for part in parts) or any(
+        c in '\\:*?"<>|' or ord(c) < 32 for c in path
+    )
+    if bad or path == MANIFEST_NAME:
+        raise BundleError(
+            f"{where}: path {path!r} is not allowed; expected a relative path with '/', "
+            "inside the bundle, without '..'"
+        )

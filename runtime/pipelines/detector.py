@@ -1,0 +1,135 @@
+"""The object decoder: features of a picture and hidden states of groups in, objects out.
+
+The backbone runs once per picture. Encoder and decoder run once per question. The mask head runs
+on the selected queries only: all of them at a real size would be the largest tensor of the chain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from visionllm_edge.runtime import postprocess
+from visionllm_edge.runtime.pipelines.picture import DetectorFeatures, Picture
+from visionllm_edge.runtime.pipelines.stages import Stages
+from visionllm_edge.runtime.preprocess import detector_input
+from visionllm_edge.runtime.results import Detection
+
+__all__ = ["Detector", "DetectorSettings"]
+
+
+@dataclass(frozen=True)
+class DetectorSettings:
+    """The manifest's constants of the detector; sizes in pixels, (height, width)."""
+
+    buckets: tuple[tuple[int, int], ...]
+    shortest_edge: int
+    longest_edge: int
+    divisor: int
+    max_text_len: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class Detector:
+    """Chains the four ``det_*`` stages."""
+
+    def __init__(self, stages: Stages, settings: DetectorSettings) -> None:
+        """Load nothing yet: the picture decides which bucket is needed."""
+        self._stages = stages
+        self.settings = settings
+
+    def find(
+        self,
+        picture: Picture,
+        hidden_TND: NDArray[np.float32],  # noqa: N803 (axis letters)
+        labels: Sequence[str],
+        *,
+        groups: Sequence[int],
+        threshold: float,
+        top_k: int,
+        masks: bool,
+    ) -> list[Detection]:
+        """Objects of T groups, best first.
+
+        Args:
+            picture: its backbone features are made here if it has none yet.
+            hidden_TND: super-link hidden states, float32 ``[T, N, D]``.
+            labels: what each group is called.
+            groups: index that each group's detections carry.
+            threshold: smallest score.
+            top_k: how many at most, over all groups.
+            masks: also run the mask head.
+        """
+        features = self._features(picture)
+        bucket = features.prepared.bucket
+        valid_size = np.array(features.prepared.valid_size, np.int64)
+        encoded = self._stages.get("det_encoder", bucket).run(
+            {
+                **{f"map{level}": features.maps[level - 1] for level in (2, 3, 4)},
+                "valid_size": valid_size,
+                "text_states": np.ascontiguousarray(hidden_TND[None]),
+            }
+        )
+        decoded = self._stages.get("det_decoder", bucket).run(
+            {"memory": encoded["memory"], "text": encoded["text"], "valid_size": valid_size}
+        )
+        chosen = postprocess.select(
+            decoded["logits"][0].astype(np.float32, copy=False),
+            decoded["boxes"][0].astype(np.float32, copy=False),
+            top_k=top_k,
+            threshold=threshold,
+            image_size=picture.size,
+        )
+        found: list[NDArray[np.bool_] | None] = [None] * len(chosen.scores)
+        if masks and len(chosen.scores):
+            queries, row = np.unique(chosen.queries, return_inverse=True)
+            logits = self._stages.get("det_masks", bucket).run(
+                {
+                    "map1": features.maps[0],
+                    "memory": encoded["memory"],
+                    "queries": np.ascontiguousarray(decoded["queries"][:, queries]),
+                }
+            )["masks"]
+            full = postprocess.masks(
+                logits[0].astype(np.float32, copy=False),
+                valid_size=features.prepared.valid_size,
+                original_size=picture.size,
+            )
+            found = [full[index] for index in row]
+        return [
+            Detection(
+                label=labels[label],
+                score=float(score),
+                box_xyxy=(float(box[0]), float(box[1]), float(box[2]), float(box[3])),
+                mask=mask,
+                group=groups[label],
+            )
+            for score, label, box, mask in zip(
+                chosen.scores, chosen.labels, chosen.boxes_xyxy, found, strict=True
+            )
+        ]
+
+    def _features(self, picture: Picture) -> DetectorFeatures:
+        if picture.detector is None:
+            settings = self.settings
+            prepared = detector_input(
+                picture.rgb,
+                shortest=settings.shortest_edge,
+                longest=settings.longest_edge,
+                divisor=settings.divisor,
+                buckets=settings.buckets,
+                mean=settings.mean,
+                std=settings.std,
+            )
+            maps = self._stages.get("det_backbone", prepared.bucket).run(
+                {"pixels": prepared.pixels}
+            )
+            picture.detector = DetectorFeatures(
+                prepared,
+                tuple(np.array(maps[f"map{level}"], np.float32) for level in (1, 2, 3, 4)),
+            )
+        return picture.detector

@@ -1,0 +1,75 @@
+"""One picture and what was computed from it, kept so that a second question does not pay again."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from visionllm_edge.runtime.images import ImageLike, load_image
+from visionllm_edge.runtime.llm.sequence import ImageRows
+from visionllm_edge.runtime.preprocess import DetectorInput
+
+__all__ = ["DetectorFeatures", "Picture", "PictureCache"]
+
+
+@dataclass(frozen=True)
+class DetectorFeatures:
+    """What the detector keeps of a picture: its prepared input and the backbone's maps (copies)."""
+
+    prepared: DetectorInput
+    maps: tuple[NDArray[np.float32], ...]
+
+
+@dataclass
+class Picture:
+    """A loaded picture with its features, which are filled in when first needed.
+
+    Attributes:
+        key: equal for equal pixels.
+        rgb: uint8 ``[H, W, 3]``.
+        tiles: tiles for the vision encoder, until they are encoded.
+        image_rows: the image tokens.
+        detector: the backbone's maps.
+    """
+
+    key: str
+    rgb: NDArray[np.uint8]
+    tiles: NDArray[np.float32] | None = field(default=None, repr=False)
+    image_rows: ImageRows | None = field(default=None, repr=False)
+    detector: DetectorFeatures | None = field(default=None, repr=False)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return int(self.rgb.shape[0]), int(self.rgb.shape[1])
+
+
+class PictureCache:
+    """The most recent pictures by content.
+
+    Args:
+        capacity: how many to keep; a conversation keeps its own picture alive besides.
+    """
+
+    def __init__(self, capacity: int = 2) -> None:
+        """Start empty."""
+        self._capacity = capacity
+        self._pictures: OrderedDict[str, Picture] = OrderedDict()
+
+    def open(self, image: ImageLike) -> Picture:
+        """Load a picture, or find it again.
+
+        Raises:
+            InputError: not a usable image.
+        """
+        rgb = load_image(image)
+        key = hashlib.blake2b(repr(rgb.shape).encode() + rgb.tobytes(), digest_size=16).hexdigest()
+        picture = self._pictures.pop(key, None) or Picture(key, rgb)
+        self._pictures[key] = picture
+        while len(self._pictures) > self._capacity:
+            self._pictures.popitem(last=False)
+        return picture

@@ -1,0 +1,101 @@
+"""Scripted answers: the words are known, only the hidden states of the groups are asked.
+
+Prompt and templated answer go through the decoder in one prefill; nothing is generated. This is how
+the authors measure detection, and the fast way whenever the classes are known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from visionllm_edge.runtime.events import DetectionEvent, DoneEvent, Event, GroupEvent
+from visionllm_edge.runtime.pipelines.picture import Picture
+from visionllm_edge.runtime.pipelines.visionllm_v2 import VisionLLMv2
+from visionllm_edge.runtime.prompts import Segment, Turn
+from visionllm_edge.runtime.results import DetectionResult
+
+__all__ = ["Selecting", "find_scripted", "hidden_of_groups"]
+
+
+@dataclass(frozen=True)
+class Selecting:
+    """Which detections are wanted: smallest score, how many at most, with masks or without."""
+
+    threshold: float
+    top_k: int
+    masks: bool
+
+
+def hidden_of_groups(
+    pipeline: VisionLLMv2, picture: Picture, question: str, answer: Sequence[Segment]
+) -> NDArray[np.float32]:
+    """Hidden states ``[T, N, D]`` of the answer's groups, in order, from one prefill.
+
+    What stands behind the last group cannot change them and is left out.
+
+    Raises:
+        ContextError: prompt and answer do not fit.
+    """
+    sequence = pipeline.prompt((Turn(question, tuple(answer)),), picture)
+    sequence.cut_after_last_group()
+    first = sequence.groups[0].position + 1
+    hidden = pipeline.session.run(sequence, hidden_from=first).hidden_sD
+    assert hidden is not None
+    return np.stack(
+        [
+            hidden[group.position + 1 - first : group.position + 1 + group.rows - first]
+            for group in sequence.groups
+        ]
+    )
+
+
+def find_scripted(
+    pipeline: VisionLLMv2,
+    picture: Picture,
+    *,
+    question: str,
+    answer: Sequence[Segment],
+    labels: Sequence[str],
+    routing: str,
+    selecting: Selecting,
+) -> Iterator[Event]:
+    """Ask, and find the objects of every label.
+
+    Args:
+        pipeline: the model.
+        picture: where to look.
+        question: the user's turn.
+        answer: the scripted answer, with one group per label.
+        labels: names of the groups.
+        routing: their routing token, for the events.
+        selecting: which detections are wanted.
+    """
+    detector = pipeline.detector
+    hidden = hidden_of_groups(pipeline, picture, question, answer)
+    assert len(hidden) == len(labels), "one group per label"
+    for index, label in enumerate(labels):
+        yield GroupEvent(routing, label, index)
+    detections = detector.find(
+        picture,
+        hidden,
+        labels,
+        groups=range(len(labels)),
+        threshold=selecting.threshold,
+        top_k=selecting.top_k,
+        masks=selecting.masks,
+    )
+    for detection in detections:
+        yield DetectionEvent(detection)
+    tokenizer = pipeline.tokenizer
+    yield DoneEvent(
+        DetectionResult(
+            image_size=picture.size,
+            detections=tuple(detections),
+            text=tokenizer.decode(tokenizer.encode(answer, bos=False)),
+            classes=tuple(labels),
+        )
+    )

@@ -1,0 +1,124 @@
+"""From the detector's raw outputs to boxes and masks in the original picture.
+
+Source: VisionLLM v2 (arXiv 2406.08394), evaluation: top-k over query x class, no suppression.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from visionllm_edge.runtime.errors import BackendError
+from visionllm_edge.runtime.resize import bilinear_matrix
+
+__all__ = ["Selection", "masks", "select"]
+
+Float = npt.NDArray[np.float32]
+Int = npt.NDArray[np.int64]
+# The mask head works at a quarter of the detector's input.
+_MASK_STRIDE = 4
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The k best pairs of query and class, best first; all arrays have k rows.
+
+    Attributes:
+        scores: float32 [k], 0..1.
+        labels: int64 [k], index of the class.
+        queries: int64 [k], row of ``queries`` that the mask head needs.
+        boxes_xyxy: float32 [k,4] in pixels of the original picture; may reach beyond it.
+    """
+
+    scores: Float
+    labels: Int
+    queries: Int
+    boxes_xyxy: Float
+
+
+def select(
+    logits: Float,
+    boxes: Float,
+    *,
+    top_k: int,
+    threshold: float,
+    image_size: tuple[int, int],
+) -> Selection:
+    """The best pairs of query and class whose score reaches the threshold.
+
+    Args:
+        logits: [Q,T]; -inf marks a class that does not exist.
+        boxes: [Q,4], centre x, centre y, width, height as parts of the un-padded picture.
+        top_k: how many pairs at most.
+        threshold: smallest score (0 keeps all).
+        image_size: (height, width) of the original picture.
+
+    Returns:
+        The pairs by descending logit; equal ones in the order of query, then class.
+
+    Raises:
+        BackendError: the outputs hold values that are not numbers.
+    """
+    if np.isnan(logits).any() or not np.isfinite(boxes).all():
+        raise BackendError(
+            "detector: its logits or boxes are not finite, so there is nothing to select from. "
+            "Run `visionllm-edge verify` on the bundle."
+        )
+    flat = logits.reshape(-1)
+    keep = min(top_k, flat.size)
+    if keep < 1:
+        order = np.zeros(0, dtype=np.int64)
+    else:
+        # Everything that reaches the k-th value, then a stable sort: ties are cut in index order
+        # on every machine, which a partition alone does not promise.
+        border = np.partition(flat, flat.size - keep)[flat.size - keep]
+        reaching = np.flatnonzero(flat >= border)
+        order = reaching[np.argsort(-flat[reaching], kind="stable")][:keep]
+    scores = _sigmoid(flat[order])
+    order = order[scores >= threshold].astype(np.int64)
+    queries, labels = np.divmod(order, logits.shape[1])
+    height, width = image_size
+    centre_x, centre_y, w, h = boxes[queries].astype(np.float32).T
+    corners = np.stack(
+        [centre_x - w / 2, centre_y - h / 2, centre_x + w / 2, centre_y + h / 2], axis=1
+    )
+    corners *= np.array([width, height, width, height], dtype=np.float32)
+    return Selection(scores[scores >= threshold], labels, queries, corners)
+
+
+def masks(
+    mask_logits: Float, *, valid_size: tuple[int, int], original_size: tuple[int, int]
+) -> npt.NDArray[np.bool_]:
+    """Masks at the size of the original picture.
+
+    Bilinear x4, cut to the un-padded part, bilinear to the original size, then score > 0.5.
+
+    Args:
+        mask_logits: float32 [k,h,w] at stride 4 of the padded detector input.
+        valid_size: (height, width) of the un-padded part of that input.
+        original_size: (height, width) of the result.
+
+    Returns:
+        bool [k,H,W].
+    """
+    rows = _axis_matrix(mask_logits.shape[1], valid_size[0], original_size[0])
+    columns = _axis_matrix(mask_logits.shape[2], valid_size[1], original_size[1]).T
+    out = np.empty((mask_logits.shape[0], *original_size), dtype=np.bool_)
+    # One by one: k full-size float maps at once would be the largest memory of the whole chain.
+    for i, logits in enumerate(mask_logits):
+        # sigmoid(x) > 0.5 is x > 0.
+        np.greater(rows @ logits @ columns, 0.0, out=out[i])
+    return out
+
+
+def _axis_matrix(size: int, valid: int, original: int) -> Float:
+    """All three steps of one axis in one matrix: each is linear and works per axis."""
+    enlarged = bilinear_matrix(size, size * _MASK_STRIDE)[:valid]
+    return bilinear_matrix(valid, original) @ enlarged
+
+
+def _sigmoid(logits: Float) -> Float:
+    # Written with tanh so that large negative logits do not overflow.
+    return (0.5 * (1.0 + np.tanh(0.5 * logits.astype(np.float64)))).astype(np.float32)
