@@ -1,4 +1,4 @@
-"""A bundle against plain torch on this machine: ``python -m visionllm_edge.benchmarks.against_torch``.
+"""A bundle against plain torch (``python -m visionllm_edge.benchmarks.against_torch``).
 
 Both run the runtime's own pipeline with the same threads; only the stages differ (compiled graphs,
 or torch components in fp32). The answers are compared before any time is printed. Every picture is

@@ -6,6 +6,7 @@ The table or the JSON goes to standard output, progress to standard error.
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -57,6 +58,12 @@ __all__ = ["eval_"]
 @click.option(
     "--threads", type=click.IntRange(min=1), default=None, help="CPU threads of the backend."
 )
+@click.option(
+    "--checkpoint",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Also judge this checkpoint, run by torch, on the same pictures.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def eval_(
     bundle: Path,
@@ -66,27 +73,46 @@ def eval_(
     prompts: Literal["shape", "phrase"],
     size_px: int,
     threads: int | None,
+    checkpoint: Path | None,
     as_json: bool,
 ) -> None:
     """Measure the answers of BUNDLE on freshly made shapes-world pictures."""
     from visionllm_edge.benchmarks.accuracy import evaluate
 
-    evaluation = evaluate(
-        _load(bundle, threads),
-        task,
+    judge = partial(
+        evaluate,
+        task=task,
         images=images,
         seed=seed,
         prompts=prompts,
         size_px=size_px,
         progress=_report,
     )
-    click.echo(json.dumps(evaluation.to_dict()) if as_json else _table(evaluation))
+    # Both are loaded first: a wrong checkpoint is told before minutes of work.
+    model = _load(bundle, threads)
+    reference = None if checkpoint is None else _load_reference(bundle, checkpoint)
+    evaluation = judge(model)
+    result = evaluation.to_dict()
+    text = _table(evaluation)
+    if reference is not None:
+        click.echo("eval: the same pictures in torch", err=True)
+        by_torch = judge(reference)
+        result["torch"] = by_torch.to_dict()
+        text += "\n\ntorch, the same pictures\n" + _table(by_torch).partition("\n")[2]
+    click.echo(json.dumps(result) if as_json else text)
 
 
 def _load(bundle: Path, threads: int | None) -> Model:
     from visionllm_edge.runtime import VisionLLM
 
     model: Model = VisionLLM.load(bundle, threads=threads)
+    return model
+
+
+def _load_reference(bundle: Path, checkpoint: Path) -> Model:
+    from visionllm_edge.export.reference import reference_model
+
+    model: Model = reference_model(bundle, checkpoint)
     return model
 
 

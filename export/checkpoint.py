@@ -122,13 +122,13 @@ class Checkpoint:
         )
 
     def _inside(self, index: str, file: object) -> None:
-        ok = isinstance(file, str) and Path(file).name == file
-        if not ok or not file.endswith((".safetensors", ".bin")):  # type: ignore[union-attr]
+        kinds = (".safetensors", ".bin")
+        if not isinstance(file, str) or Path(file).name != file or not file.endswith(kinds):
             raise CheckpointError(
                 f"checkpoint file '{index}': expected names of .safetensors or .bin files in the "
                 f"same folder, got {file!r}."
             )
-        if not (self.folder / str(file)).is_file():
+        if not (self.folder / file).is_file():
             raise CheckpointError(
                 f"checkpoint '{self.folder}': the shard '{file}' named by {index} is missing."
             )
@@ -140,11 +140,14 @@ class Checkpoint:
                     self.folder / file, map_location="cpu", weights_only=True, mmap=True
                 )
             except Exception as e:
+                reason = (str(e).splitlines() or [type(e).__name__])[0]
                 raise CheckpointError(
-                    f"checkpoint file '{file}': expected a file of plain tensors, got: "
-                    f"{str(e).splitlines()[0]} It was not loaded: only tensors are accepted."
+                    f"checkpoint file '{file}': expected a file of plain tensors, got: {reason} "
+                    "It was not loaded: only tensors are accepted."
                 ) from e
-            if not isinstance(data, dict) or not all(isinstance(v, Tensor) for v in data.values()):
+            if not isinstance(data, dict) or not all(
+                isinstance(k, str) and isinstance(v, Tensor) for k, v in data.items()
+            ):
                 raise CheckpointError(
                     f"checkpoint file '{file}': expected a dictionary of tensors, "
                     f"got {type(data).__name__}."
@@ -213,14 +216,16 @@ class Checkpoint:
             )
 
     def fingerprint(self, prefixes: tuple[str, ...] = ("",)) -> str:
-        """SHA-256 over names, shapes, dtypes and bytes of the tensors under the prefixes."""
+        """SHA-256 over names, shapes, dtypes and bytes of the tensors under the prefixes.
+
+        The same weights have the same fingerprint in every file format and in any number of shards.
+        """
         digest = hashlib.sha256()
         for canonical, stored in sorted(self.by_canonical_name.items()):
             if canonical.startswith(prefixes) and not _unused(canonical):
-                entry = self.entries[stored]
-                digest.update(f"{canonical} {entry.shape} {entry.dtype}\n".encode())
-                flat = self.tensor(stored).contiguous().flatten().view(torch.uint8)
-                digest.update(memoryview(flat.numpy()))
+                tensor = self.tensor(stored)
+                digest.update(f"{canonical} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+                digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
         return f"sha256:{digest.hexdigest()}"
 
 
@@ -228,9 +233,10 @@ def load_model(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> Vi
     """The built components with the checkpoint's weights, in eval mode.
 
     Raises:
-        CheckpointError: see :meth:`Checkpoint.check`.
+        CheckpointError: see :meth:`Checkpoint.check`; or copies of a tied tensor differ.
     """
     checkpoint.check()
+    _refuse_untied(checkpoint)
     model = VisionLLM(checkpoint.config)
     stored = checkpoint.by_canonical_name
     with torch.no_grad():
@@ -241,6 +247,19 @@ def load_model(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> Vi
             elif torch.is_floating_point(target):
                 target.zero_()
     return model.to(dtype).eval().requires_grad_(False)
+
+
+def _refuse_untied(checkpoint: Checkpoint) -> None:
+    """One head serves all decoder layers, so its copies under other names must not differ."""
+    for name in sorted(checkpoint.entries):
+        kept = checkpoint.by_canonical_name[canonical_name(name)]
+        if name != kept and not torch.equal(
+            checkpoint.tensor(name).float(), checkpoint.tensor(kept).float()
+        ):
+            raise CheckpointError(
+                f"checkpoint '{checkpoint.folder}': {name} differs from {kept}, expected copies of "
+                "one tensor. Decoders with a head of their own per layer are not supported."
+            )
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

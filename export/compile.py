@@ -261,8 +261,8 @@ def _ports(entries: list[dict[str, Any]]) -> tuple[Port, ...]:
 
 
 def _write_tables(model: VisionLLM, writer: BundleWriter) -> None:
-    embed = model.llm.model.embed_tokens.weight.detach().numpy()
-    writer.add_array(_EMBED_TABLE, embed)
+    embed = model.llm.get_parameter("model.embed_tokens.weight")
+    writer.add_array(_EMBED_TABLE, embed.detach().numpy())
     writer.add_array(_SUPERLINK_TABLE, model.emb_embeddings_det.weight.detach().numpy())
 
 

@@ -109,7 +109,7 @@ def lower(model: ir.Model, target: str) -> list[LoweredNode]:
 def _lower_node(model: ir.Model, node: ir.Node, target: str) -> LoweredNode:
     op, name = node.op_type, node.name or ""
     forms = TABLE.get(op, {}).get(target, ())
-    refusals = []
+    refusals: list[str] = []
     for form in forms:
         refusal = FORMS[form](model, node)
         if refusal is None:

@@ -1,9 +1,9 @@
 """The checkpoint's tokenizer as one `tokenizer.json`, and the ids that the runtime writes itself.
 
 A `tokenizer.json` in the checkpoint is taken as it is. Otherwise the SentencePiece model is
-converted (byte-pair merges ranked as its pieces are, by transformers' extractor for LLaMA) and the
-added tokens get their ids and flags from `added_tokens.json` and `tokenizer_config.json`. Ids are
-always found by name: a checkpoint that lacks one of the 26 control tokens is refused.
+converted (byte-pair merges ranked as its pieces are) and the added tokens get their ids and flags
+from `added_tokens.json` and `tokenizer_config.json`. Ids are always found by name: a checkpoint
+that lacks one of the 26 control tokens is refused.
 """
 
 from __future__ import annotations
@@ -75,8 +75,9 @@ def convert_tokenizer(folder: Path, *, vocab_size: int) -> ConvertedTokenizer:
             "tokenizer.model with added_tokens.json."
         )
     loaded = tokenizers.Tokenizer.from_str(definition)
-    ids = {name: loaded.token_to_id(name) for name in (*CONTROL_TOKENS, "<s>", "</s>")}
-    missing = [name for name, number in ids.items() if number is None]
+    found = {name: loaded.token_to_id(name) for name in (*CONTROL_TOKENS, "<s>", "</s>")}
+    ids = {name: number for name, number in found.items() if number is not None}
+    missing = [name for name in found if name not in ids]
     if missing:
         raise CheckpointError(
             f"checkpoint '{folder}': the tokenizer lacks the control tokens {', '.join(missing)}. "
@@ -131,20 +132,23 @@ def _read_json(path: Path) -> Mapping[str, Any]:
 
 def _from_sentencepiece(folder: Path, settings: Mapping[str, Any]) -> str:
     """LLaMA's byte-pair model with byte fallback, then the added tokens in the order of ids."""
-    from transformers.convert_slow_tokenizer import SentencePieceExtractor
+    import sentencepiece
 
     try:
-        extracted = SentencePieceExtractor(str(folder / "tokenizer.model")).extract(
-            tokenizers.models.BPE
-        )
-    except Exception as e:  # protobuf and sentencepiece share no base class
+        pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+    except (OSError, RuntimeError) as e:
         raise CheckpointError(
             f"checkpoint file 'tokenizer.model': expected a SentencePiece model, got: {e}."
         ) from e
-    vocab: dict[str, int] = extracted["vocab"]
+    vocab: dict[str, int] = {pieces.id_to_piece(i): i for i in range(pieces.get_piece_size())}
+    mergeable = {
+        piece: rank
+        for piece, rank in vocab.items()
+        if not (pieces.is_byte(rank) or pieces.is_control(rank) or pieces.is_unknown(rank))
+    }
     tokenizer = tokenizers.Tokenizer(
         tokenizers.models.BPE(
-            vocab, extracted["merges"], unk_token="<unk>", fuse_unk=True, byte_fallback=True
+            vocab, _merges(mergeable), unk_token="<unk>", fuse_unk=True, byte_fallback=True
         )
     )
     # SentencePiece's own dummy prefix: always one, also before a text that starts with a blank.
@@ -176,6 +180,20 @@ def _from_sentencepiece(folder: Path, settings: Mapping[str, Any]) -> str:
                 "tokenizer.model without a gap."
             )
     return tokenizer.to_str()
+
+
+def _merges(pieces: Mapping[str, int]) -> list[tuple[str, str]]:
+    """Pairs of pieces that form a piece, in the order in which SentencePiece prefers them.
+
+    It merges the pair whose result has the best score, and ids follow the scores.
+    """
+    ranked = [
+        (rank, pieces[piece[:cut]], pieces[piece[cut:]], piece[:cut], piece[cut:])
+        for piece, rank in pieces.items()
+        for cut in range(1, len(piece))
+        if piece[:cut] in pieces and piece[cut:] in pieces
+    ]
+    return [(left, right) for *_, left, right in sorted(ranked)]
 
 
 def _added_tokens(folder: Path, settings: Mapping[str, Any]) -> list[tuple[str, int]]:

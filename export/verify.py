@@ -1,8 +1,8 @@
 """Check a bundle again: its files by hash, its stages against what is known to be right.
 
 Without a checkpoint every stage runs on the golden inputs that the bundle carries and must stay
-within the limits that the compile recorded. With the checkpoint all variants are compared with torch
-anew, at all sizes, and the whole chain end to end.
+within the limits that the compile recorded. With the checkpoint all variants are compared with
+torch anew, at all sizes, and the whole chain end to end.
 """
 
 from __future__ import annotations

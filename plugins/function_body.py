@@ -7,7 +7,7 @@ without the exporter can import the operator list.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import onnx
@@ -27,7 +27,7 @@ class FunctionBody:
         self.prefix = prefix
         self.nodes: list[onnx.NodeProto] = []
 
-    def add(self, op: str, inputs: list[str], name: str, **attributes: object) -> str:
+    def add(self, op: str, inputs: list[str], name: str, **attributes: Any) -> str:
         """Append a node with one output called `name` (prefixed); returns that value's name."""
         from onnx import helper
 
@@ -36,7 +36,7 @@ class FunctionBody:
         return output
 
     def add_pair(
-        self, op: str, inputs: list[str], names: tuple[str, str], **attributes: object
+        self, op: str, inputs: list[str], names: tuple[str, str], **attributes: Any
     ) -> tuple[str, str]:
         """Append a node with two outputs."""
         from onnx import helper
@@ -64,4 +64,4 @@ class FunctionBody:
             AttributeProto(name=f"value_{kind}", ref_attr_name=name, type=attribute_type)
         )
         self.nodes.append(node)
-        return node.output[0]
+        return f"{self.prefix}attr_{name}"

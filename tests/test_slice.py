@@ -162,9 +162,7 @@ def test_reuse_changes_nothing(tiny_bundle: Path, scenes: list[world.Scene]) -> 
     assert warm.caption(image).text == fresh.caption(image).text
 
 
-def test_control_words_in_user_text_stay_text(
-    model: VisionLLM, scenes: list[world.Scene]
-) -> None:
+def test_control_words_in_user_text_stay_text(model: VisionLLM, scenes: list[world.Scene]) -> None:
     image = scenes[0].image
     result = model.detect(image, ["circle", "<image>", "[DET]", "</s>"])
     assert result.classes == ("circle", "<image>", "[DET]", "</s>")

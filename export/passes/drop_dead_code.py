@@ -13,5 +13,5 @@ def drop_dead_code(model: ir.Model) -> int:
     graph = model.graph
     before = len(graph) + len(graph.initializers)
     RemoveUnusedNodesPass()(model)
-    RemoveUnusedFunctionsPass()(model)
+    RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
     return before - len(graph) - len(graph.initializers)

@@ -99,8 +99,8 @@ def _lengths(
         tensor = ir.tensor([number], dtype=ir.DataType.INT64, name=_PREFIX + name)
         result = ir.Value(
             name=_PREFIX + name,
-            shape=tensor.shape,
-            type=ir.TensorType(tensor.dtype),
+            shape=ir.Shape([1]),
+            type=ir.TensorType(ir.DataType.INT64),
             const_value=tensor,
         )
         graph.register_initializer(result)

@@ -68,7 +68,7 @@ class WeightFile:
                 self._offsets[digest],
                 len(content),
                 tensor.dtype,
-                shape=ir.Shape(tensor.shape),
+                shape=ir.Shape(tensor.shape.numpy()),
                 name=name,
                 base_dir=self.path.parent,
             )

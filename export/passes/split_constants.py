@@ -23,14 +23,15 @@ def split_constants(model: ir.Model) -> int:
         if node.domain != "" or node.op_type != "Split":
             continue
         data = node.inputs[0]
+        assert data is not None, "Split has a data input"
         constant = ir.convenience.get_const_tensor(data)
-        if data is None or constant is None:
+        if constant is None:
             continue
-        axis = node.attributes.get_int("axis", 0)
-        bounds = _bounds(node, int(constant.shape[axis]))
+        whole, axis = constant.numpy(), node.attributes.get_int("axis", 0)
+        bounds = _bounds(node, whole.shape[axis])
         if bounds is None:
             continue
-        parts = np.split(constant.numpy(), bounds, axis=axis)
+        parts = np.split(whole, bounds, axis=axis)
         for index, (part, output) in enumerate(zip(parts, node.outputs, strict=True)):
             name = f"{data.name}.part{index}.axis{axis}"
             while name in graph.initializers:

@@ -75,8 +75,9 @@ class Examples:
         """Rows of the embedding table [1,s,D]."""
         ids = np.random.default_rng((_SEED, seed)).integers(3, self.config.llm.vocab_size, rows)
         with torch.no_grad():
-            table: Tensor = self.model.llm.model.embed_tokens.weight
-            return table[torch.from_numpy(ids)][None].clone()
+            embed = self.model.llm.get_submodule("model.embed_tokens")
+            rows_sd: Tensor = embed(torch.from_numpy(ids))
+            return rows_sd[None]
 
     def cache(self, length: int, capacity: int) -> list[Tensor]:
         """Key and value buffers [1,KV,C,Dh] of every layer, `length` rows of them filled."""

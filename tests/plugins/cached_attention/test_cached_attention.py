@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -16,7 +18,7 @@ from visionllm_edge.plugins.cached_attention.spec import CACHED_ATTENTION
 from visionllm_edge.plugins.semantic_op import DOMAIN
 
 CAPACITY = 80
-Inputs = dict[str, NDArray[np.generic]]
+Inputs = dict[str, NDArray[Any]]
 
 # (rows already cached, new rows): empty cache, one token, a super-link step of 1 + 4 and of
 # 1 + 64 rows, a second prompt, and steps that fill the buffer to its last row.
@@ -84,8 +86,8 @@ def one_node_model(*, heads: int, kv_heads: int, scale: float, opset: int = 21) 
     return model
 
 
-def reference(inputs: Inputs, **sizes: float) -> list[NDArray[np.generic]]:
-    return list(cached_attention(**inputs, **sizes))  # type: ignore[arg-type]
+def reference(inputs: Inputs, **sizes: Any) -> list[NDArray[Any]]:
+    return list(cached_attention(*inputs.values(), **sizes))
 
 
 @pytest.mark.parametrize("opset", [18, 21])

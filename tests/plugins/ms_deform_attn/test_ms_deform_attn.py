@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -31,7 +33,7 @@ def make_inputs(
     depth: int = 4,
     points: int = 2,
     spread: float = 0.4,
-) -> dict[str, NDArray[np.generic]]:
+) -> dict[str, NDArray[Any]]:
     """Random inputs; locations reach `spread` beyond the borders on both sides."""
     rng = np.random.default_rng(0)
     areas = [height * width for height, width in sizes]
@@ -49,8 +51,8 @@ def make_inputs(
 
 
 def run_function(
-    inputs: dict[str, NDArray[np.generic]], opset: int, *, combination: int = 0
-) -> NDArray[np.generic]:
+    inputs: dict[str, NDArray[Any]], opset: int, *, combination: int = 0
+) -> NDArray[Any]:
     """Run a model made of one node plus the function body in ONNX Runtime."""
     types = MS_DEFORM_ATTN.type_combinations[combination]
     names = [port.name for port in MS_DEFORM_ATTN.inputs]
@@ -81,7 +83,7 @@ def run_function(
     onnx.checker.check_model(model, full_check=True)
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     feeds = {name: inputs[name].astype(kind) for name, kind in zip(names, types, strict=False)}
-    output: NDArray[np.generic] = session.run(None, feeds)[0]
+    output: NDArray[Any] = session.run(None, feeds)[0]
     return output
 
 
@@ -108,14 +110,14 @@ def test_reference_by_hand() -> None:
 )
 def test_function_equals_reference(sizes: list[tuple[int, int]], opset: int) -> None:
     inputs = make_inputs(sizes)
-    expected = ms_deform_attn(*inputs.values())  # type: ignore[arg-type]
+    expected = ms_deform_attn(*inputs.values())
     np.testing.assert_allclose(run_function(inputs, opset), expected, atol=2e-6)
 
 
 @pytest.mark.parametrize(("batch", "queries"), [(1, 1), (1, 5), (3, 17)])
 def test_function_at_odd_sizes(batch: int, queries: int) -> None:
     inputs = make_inputs([(3, 5), (2, 3), (1, 2), (1, 1)], batch=batch, queries=queries)
-    expected = ms_deform_attn(*inputs.values())  # type: ignore[arg-type]
+    expected = ms_deform_attn(*inputs.values())
     np.testing.assert_allclose(run_function(inputs, 19), expected, atol=2e-6)
 
 
@@ -126,7 +128,7 @@ def test_half_precision_values_keep_full_locations() -> None:
         np.linspace(0, 1, 1000, dtype=np.float16).reshape(1, 1000, 1, 1), (2, 1000, 3, 4)
     ).astype(np.float32)
     inputs["attention_weights"] = inputs["attention_weights"].astype(np.float16).astype(np.float32)
-    expected = ms_deform_attn(*inputs.values())  # type: ignore[arg-type]
+    expected = ms_deform_attn(*inputs.values())
     result = run_function(inputs, 19, combination=1)
     assert result.dtype == np.float16
     np.testing.assert_allclose(result.astype(np.float32), expected, atol=6e-4)
@@ -138,7 +140,7 @@ def test_torch_form_equals_reference_and_has_gradients() -> None:
     for index in (0, 3, 4):
         tensors[index].requires_grad_()
     output = torch_op(*tensors)
-    expected = ms_deform_attn(*inputs.values())  # type: ignore[arg-type]
+    expected = ms_deform_attn(*inputs.values())
     np.testing.assert_allclose(output.detach().numpy(), expected, atol=2e-6)
     output.square().sum().backward()  # type: ignore[no-untyped-call]
     for index in (0, 3, 4):
