@@ -113,16 +113,18 @@ def _nest_like_signature(module: nn.Module, axes: Sequence[Any]) -> tuple[Any, .
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the exporter's remarks on operators that nobody here uses (torchvision's)."""
-    logger = logging.getLogger("torch.onnx")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
+    """Silence remarks on operators that nobody here uses, and on Splits that a pass of ours folds."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(before)
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
 
 
 def _check_ends(name: str, kind: str, ports: Sequence[Port], values: Sequence[ir.Value]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +97,15 @@ class CacheBuffers:
         return self._arrays[name]
 
 
+@dataclass(frozen=True)
+class _BoundCache:
+    """A binding that holds a cache: the outputs in it, and the symbols that the cache settles."""
+
+    binding: ort.IOBinding
+    presents: list[str]
+    symbols: Mapping[str, int]
+
+
 class OnnxRuntimeStage:
     """One session with its ports; implements ``StageRunner``."""
 
@@ -110,7 +120,7 @@ class OnnxRuntimeStage:
         self._free_inputs = [p for p in ports.inputs if p.name not in self._cache_inputs]
         self._free_outputs = [p for p in ports.outputs if not _is_present(p.name)]
         self._buffers: dict[str, Array] = {}
-        self._bindings: weakref.WeakKeyDictionary[CacheBuffers, ort.IOBinding] = (
+        self._bindings: weakref.WeakKeyDictionary[CacheBuffers, _BoundCache] = (
             weakref.WeakKeyDictionary()
         )
 
@@ -141,29 +151,31 @@ class OnnxRuntimeStage:
                 f"stage {self._ports.stage!r}: inputs {sorted(given)} are part of the cache; "
                 "leave them out, or call run()"
             )
-        symbols = bind_inputs(
-            self._ports.stage, self._ports.inputs, {**cache.arrays, **inputs}, self._symbols
+        # The cache is checked and bound once; a step checks what is new in it.
+        bound = self._bindings.get(cache)
+        if bound is None:
+            bound = self._bindings[cache] = self._bind_cache(cache)
+        symbols = bind_inputs(self._ports.stage, self._free_inputs, inputs, bound.symbols)
+        return self._run(
+            bound.binding, bound.presents, self._free_inputs, self._free_outputs, inputs, symbols
         )
-        binding = self._bindings.get(cache)
-        if binding is None:
-            binding = self._bindings[cache] = self._bind_cache(cache)
-        presents = [_present_of(name) for name in cache.arrays]
-        return self._run(binding, presents, self._free_inputs, self._free_outputs, inputs, symbols)
 
-    def _bind_cache(self, cache: CacheBuffers) -> ort.IOBinding:
+    def _bind_cache(self, cache: CacheBuffers) -> _BoundCache:
+        stage, outputs = self._ports.stage, {port.name for port in self._ports.outputs}
+        ports = [port for port in self._ports.inputs if port.name in self._cache_inputs]
+        symbols = bind_inputs(stage, ports, cache.arrays, self._symbols)
         binding = self._session.io_binding()
-        outputs = {port.name for port in self._ports.outputs}
         for name, array in cache.arrays.items():
             present = _present_of(name)
             if present not in outputs:
                 raise BackendError(
-                    f"stage {self._ports.stage!r}: input {name!r} expected an output {present!r} "
+                    f"stage {stage!r}: input {name!r} expected an output {present!r} "
                     "to pair with, and the graph has none"
                 )
             value = ort.OrtValue.ortvalue_from_numpy(array)
             binding.bind_ortvalue_input(name, value)
             binding.bind_ortvalue_output(present, value)
-        return binding
+        return _BoundCache(binding, [_present_of(name) for name in cache.arrays], symbols)
 
     def _run(
         self,

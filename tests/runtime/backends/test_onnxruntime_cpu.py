@@ -295,7 +295,7 @@ def test_cache_is_updated_in_place(decoder: OnnxRuntimeStage) -> None:
 def test_present_is_the_same_memory(decoder: OnnxRuntimeStage) -> None:
     cache = decoder.new_cache(CAPACITY)
     decoder.run_with_cache(step(0, new_rows(3)), cache)
-    bound = decoder._bindings[cache].get_outputs()
+    bound = decoder._bindings[cache].binding.get_outputs()
     addresses = {array.ctypes.data for array in cache.arrays.values()}
     assert {value.data_ptr() for value in bound[:2]} == addresses
     assert all(address % 64 == 0 for address in addresses)
