@@ -1,8 +1,9 @@
 """Reads a checkpoint folder in the official layout, tensor by tensor.
 
-``*.safetensors`` are read directly; ``*.bin`` shards only through ``torch.load(weights_only=True)``,
-memory-mapped. Nothing is loaded before it is asked for. Every key that a component needs is checked
-by name and shape against the component's structure before any weight is read.
+``*.safetensors`` are read directly; ``*.bin`` shards, memory-mapped, only through
+``torch.load(weights_only=True)``. Nothing is loaded before it is asked for. Every key that a
+component needs is checked by name and shape against the component's structure before any weight is
+read.
 """
 
 from __future__ import annotations

@@ -63,12 +63,13 @@ def compile_(
     as_json: bool,
 ) -> None:
     """Compile the folder CHECKPOINT into a bundle."""
-    from visionllm_edge.export.cache import StageCache, default_cache_folder
-    from visionllm_edge.export.compile import compile_checkpoint
-    from visionllm_edge.export.progress import Progress
-
-    cache = None if no_cache else StageCache(cache_folder or default_cache_folder())
     with _interruptible("No bundle was written."):
+        # Importing torch takes seconds: an interruption may well arrive here.
+        from visionllm_edge.export.cache import StageCache, default_cache_folder
+        from visionllm_edge.export.compile import compile_checkpoint
+        from visionllm_edge.export.progress import Progress
+
+        cache = None if no_cache else StageCache(cache_folder or default_cache_folder())
         report = compile_checkpoint(
             checkpoint,
             output,
@@ -103,10 +104,10 @@ def compile_(
 @_JSON
 def verify(bundle: Path, checkpoint: Path | None, as_json: bool) -> None:
     """Check the files of BUNDLE and compare its stages with the model again."""
-    from visionllm_edge.export.progress import Progress
-    from visionllm_edge.export.verify import verify_bundle
-
     with _interruptible("The bundle was not changed."):
+        from visionllm_edge.export.progress import Progress
+        from visionllm_edge.export.verify import verify_bundle
+
         report = verify_bundle(bundle, checkpoint=checkpoint, progress=Progress())
     if as_json:
         click.echo(json.dumps(report.to_dict()))
@@ -141,12 +142,12 @@ def demo(
     no_cache: bool,
 ) -> None:
     """Compile the tiny checkpoint and try it on a fresh picture."""
-    from visionllm_edge.export.cache import StageCache, default_cache_folder
-    from visionllm_edge.export.demo import DEMO_SEED, run_demo
-    from visionllm_edge.export.progress import Progress
-
-    progress = Progress()
     with _interruptible("The demo did not finish."):
+        from visionllm_edge.export.cache import StageCache, default_cache_folder
+        from visionllm_edge.export.demo import DEMO_SEED, run_demo
+        from visionllm_edge.export.progress import Progress
+
+        progress = Progress()
         answers = run_demo(
             output,
             checkpoint=checkpoint,

@@ -16,6 +16,7 @@ import multiprocessing
 import os
 import signal
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -107,7 +108,7 @@ def compile_checkpoint(
     """
     if target not in TARGETS:
         raise ConfigError(f"target '{target}': expected one of {', '.join(sorted(TARGETS))}.")
-    progress = progress or Progress(stream=None)
+    progress = progress or Progress(silent=True)
     progress.total = len(STAGES) + 4
     opened = Checkpoint(checkpoint)
     opened.check()
@@ -193,8 +194,10 @@ def _build_all(
     ]
     context = multiprocessing.get_context("spawn")
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    # Leaving the pool's block ends its processes, also after an interruption.
-    with context.Pool(min(jobs, len(stages)), _start_worker, (threads,)) as pool:
+    with _deaf_to_interrupts():
+        pool = context.Pool(min(jobs, len(stages)), torch.set_num_threads, (threads,))
+    # Leaving the block ends the pool's processes, also after an interruption.
+    with pool:
         for name, seconds, notes in pool.imap_unordered(_build_in_worker, tasks):
             for text in notes:
                 progress.note(f"        {text}")
@@ -211,10 +214,20 @@ def _indented(progress: Progress) -> Any:
     return lambda text: progress.note(f"        {text}")
 
 
-def _start_worker(threads: int) -> None:
-    # The parent decides what an interruption means; a worker would only print a traceback.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(threads)
+@contextlib.contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Processes started inside the block ignore Ctrl-C from their first instruction.
+
+    The parent decides what an interruption means; a worker would only print a traceback.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals reach the main thread only, and only it may set handlers
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _build_in_worker(task: tuple[str, str, str, str, str]) -> tuple[str, float, list[str]]:

@@ -74,16 +74,21 @@ def check_end_to_end(bundle: Bundle, model: VisionLLM, *, threads: int | None = 
 
 
 def _nearest(wanted: Detection, candidates: list[Detection]) -> tuple[float, float, float]:
-    """Box difference in px, score difference and mask IoU of the closest one of the same label."""
-    best = (float("inf"), float("inf"), 0.0)
+    """Box difference in px, score difference and mask IoU of the best match of the same label.
+
+    Several queries can share a box, so box and score together say which one is meant.
+    """
+    best, least = (float("inf"), float("inf"), 0.0), float("inf")
     for candidate in candidates:
         if candidate.label != wanted.label:
             continue
         box = max(abs(a - b) for a, b in zip(candidate.box_xyxy, wanted.box_xyxy, strict=True))
-        if box < best[0]:
+        score = abs(candidate.score - wanted.score)
+        distance = max(box / END_TO_END_BOX_PX, score / END_TO_END_SCORE)
+        if distance < least:
             iou = 1.0
             if wanted.mask is not None and candidate.mask is not None:
                 union = int((wanted.mask | candidate.mask).sum())
                 iou = int((wanted.mask & candidate.mask).sum()) / union if union else 1.0
-            best = (box, abs(candidate.score - wanted.score), iou)
+            best, least = (box, score, iou), distance
     return best

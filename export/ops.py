@@ -153,6 +153,11 @@ def cached_attention(
             f"cached_attention: {start} cached + {length} new rows exceed the cache's "
             f"{past_key.shape[2]} rows"
         )
+    if end > cos.shape[0]:
+        raise ValueError(
+            f"cached_attention: position {end - 1} is beyond the rotary tables' "
+            f"{cos.shape[0]} positions"
+        )
     cos_rows, sin_rows = cos[start:end].to(query.dtype), sin[start:end].to(query.dtype)
 
     def split(rows: Tensor, heads: int) -> Tensor:

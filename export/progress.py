@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TextIO
 
 __all__ = ["Progress"]
 
@@ -14,13 +13,13 @@ class Progress:
 
     Args:
         total: number of steps, 0 if unknown.
-        stream: where to print; stderr by default. None for silence.
+        silent: print nothing.
     """
 
-    def __init__(self, total: int = 0, stream: TextIO | None = sys.stderr) -> None:
+    def __init__(self, total: int = 0, *, silent: bool = False) -> None:
         """Start the clock."""
         self.total = total
-        self._stream = stream
+        self._silent = silent
         self._done = 0
         self._start = self._last = time.monotonic()
 
@@ -48,5 +47,5 @@ class Progress:
         return time.monotonic() - self._start
 
     def _print(self, text: str) -> None:
-        if self._stream is not None:
-            print(text, file=self._stream, flush=True)
+        if not self._silent:
+            print(text, file=sys.stderr, flush=True)

@@ -75,9 +75,8 @@ def trace(
                 verbose=False,
             )
         except (torch.onnx.OnnxExporterError, RuntimeError, ValueError, TypeError) as e:
-            first_line = next((line for line in str(e).splitlines() if line.strip()), repr(e))
             raise ExportError(
-                f"stage '{name}': torch {torch.__version__} cannot export it: {first_line.strip()}"
+                f"stage '{name}': torch {torch.__version__} cannot export it: {_root_cause(e)}"
             ) from e
     assert program is not None, "dynamo export returns a program"
     model = program.model
@@ -87,6 +86,14 @@ def trace(
     _check_ends(name, "input", inputs, model.graph.inputs)
     _check_ends(name, "output", outputs, model.graph.outputs)
     return model
+
+
+def _root_cause(error: BaseException) -> str:
+    """First line of the innermost error: the exporter wraps it in pages of advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def _dynamic_axes(name: str, port: Port, example: Tensor) -> dict[int, Any] | None:
@@ -113,7 +120,7 @@ def _nest_like_signature(module: nn.Module, axes: Sequence[Any]) -> tuple[Any, .
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence remarks on operators that nobody here uses, and on Splits that a pass of ours folds."""
+    """Silence remarks on operators nobody here uses, and on Splits that a pass of ours folds."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
     before = [logger.level for logger in loggers]
     for logger in loggers:

@@ -83,7 +83,7 @@ def verify_bundle(
         BundleError: a file is changed, missing or extra, or there are no golden files.
         ParityError: a stage is wrong, or the bundle came from another checkpoint.
     """
-    progress = progress or Progress(stream=None)
+    progress = progress or Progress(silent=True)
     bundle = Bundle.open(path, verify=True)
     progress.total = 1 + len(bundle.manifest.stages) + (checkpoint is not None)
     progress.step(f"hashed {len(bundle.manifest.files)} files")

@@ -7,6 +7,7 @@ Source: Grounding DINO, arXiv 2303.05499; deformable attention, arXiv 2010.04159
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from visionllm_edge.export.components.geometry import Geometry, LevelGeometry, sine_embedding
+from visionllm_edge.export.components.modules import module_list
 from visionllm_edge.export.config import DetectorConfig
 from visionllm_edge.export.ops import ms_deform_attn
 
@@ -29,9 +31,7 @@ class MLP(nn.Module):
     def __init__(self, *widths: int) -> None:
         """One linear layer per neighbouring pair of widths."""
         super().__init__()
-        self.layers = nn.ModuleList(
-            nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)
-        )
+        self.layers = module_list(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., first width] to [..., last width]."""
@@ -56,7 +56,9 @@ class Attention(nn.Module):
         """Queries [B,Q,d], keys and values [B,K,d] to [B,Q,d]."""
         wq, wk, wv = self.in_proj_weight.chunk(3)
         bq, bk, bv = self.in_proj_bias.chunk(3)
-        q, k, v = (_split(F.linear(*args), self.heads) for args in ((q, wq, bq), (k, wk, bk), (v, wv, bv)))
+        q = _split(F.linear(q, wq, bq), self.heads)
+        k = _split(F.linear(k, wk, bk), self.heads)
+        v = _split(F.linear(v, wv, bv), self.heads)
         scores = torch.matmul(q, k.transpose(-1, -2)) * q.shape[-1] ** -0.5
         out: Tensor = self.out_proj(_join(torch.matmul(torch.softmax(scores, dim=-1), v)))
         return out
@@ -140,7 +142,8 @@ class _FusionAttention(nn.Module):
         self.out_text_proj = nn.Linear(inner, dim)
 
     def forward(self, vision: Tensor, text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        q, k = _split(self.vision_proj(vision), self.heads), _split(self.text_proj(text), self.heads)
+        q = _split(self.vision_proj(vision), self.heads)
+        k = _split(self.text_proj(text), self.heads)
         vision_values = _split(self.values_vision_proj(vision), self.heads)
         text_values = _split(self.values_text_proj(text), self.heads)
         scores = torch.matmul(q, k.transpose(-1, -2)) * q.shape[-1] ** -0.5

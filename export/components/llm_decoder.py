@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from visionllm_edge.export.components.modules import module_list
 from visionllm_edge.export.config import LlmConfig
 from visionllm_edge.export.ops import cached_attention
 
@@ -84,6 +85,14 @@ class _Layer(nn.Module):
         self.post_attention_layernorm = _RMSNorm(config.hidden_size, config.rms_norm_eps)
 
 
+class _Model(nn.Module):
+    def __init__(self, config: LlmConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = module_list(_Layer(config) for _ in range(config.num_hidden_layers))
+        self.norm = _RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+
 class Llama(nn.Module):
     """The language model."""
 
@@ -94,10 +103,7 @@ class Llama(nn.Module):
         """Build from the config; weights are random until a checkpoint is loaded."""
         super().__init__()
         self.config = config
-        self.model = nn.Module()
-        self.model.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.model.layers = nn.ModuleList(_Layer(config) for _ in range(config.num_hidden_layers))
-        self.model.norm = _RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.model = _Model(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         cos, sin = rope_tables(config)
         self.register_buffer("cos", cos, persistent=False)

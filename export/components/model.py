@@ -1,7 +1,7 @@
 """VisionLLM v2 as one module tree with the official key names, and its stages as plain wrappers.
 
-The tree is what a checkpoint loads into; the stage wrappers (plain tensors in and out) are what gets
-traced. Training and the parity gate use the same tree.
+The tree is what a checkpoint loads into; the stage wrappers (plain tensors in and out) are what
+gets traced. Training and the parity gate use the same tree.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ __all__ = [
     "DetMasksStage",
     "VisionEncoderStage",
     "VisionLLM",
+    "meta_model",
 ]
 
 

@@ -3,20 +3,21 @@
 The module tree carries the official key names (prefix ``gdino.``). Its forward pass is cut in four
 methods, one per stage of the chain:
 
-====================  ===================================================  ===========================
-method                in                                                   out
-====================  ===================================================  ===========================
-``backbone_maps``     pixels [B,3,H,W]                                     map1..map4 (strides 4..32)
-``encode``            map2..map4, valid_size [2], text_states [B,T,N,D]    memory [B,S,d], text [B,T,d]
-``decode``            memory, text, valid_size                             queries, logits, boxes
-``masks``             map1, memory, queries [B,k,d]                        masks [B,k,H/4,W/4], logits
-====================  ===================================================  ===========================
+=================  =================================================  ============================
+method             in                                                 out
+=================  =================================================  ============================
+``backbone_maps``  pixels [B,3,H,W]                                   map1..map4 (strides 4..32)
+``encode``         map2..map4, valid_size [2], text_states [B,T,N,D]  memory [B,S,d], text [B,T,d]
+``decode``         memory, text, valid_size                           queries, logits, boxes
+``masks``          map1, memory, queries [B,k,d]                      masks [B,k,H/4,W/4], logits
+=================  =================================================  ============================
 
 Source: VisionLLM v2, arXiv 2406.08394, section 3.1 and appendix B.2.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +31,7 @@ from visionllm_edge.export.components.geometry import (
     inverse_sigmoid,
     sine_embedding,
 )
+from visionllm_edge.export.components.modules import module_list
 from visionllm_edge.export.components.swin import SwinBackbone
 from visionllm_edge.export.config import DetectorConfig
 
@@ -74,39 +76,52 @@ class _ConvNorm(nn.Conv2d):
         return out
 
 
+class _ConvEncoder(nn.Module):
+    def __init__(self, config: DetectorConfig) -> None:
+        super().__init__()
+        self.model = SwinBackbone(config.backbone)
+
+
+class _Backbone(nn.Module):
+    def __init__(self, config: DetectorConfig) -> None:
+        super().__init__()
+        self.conv_encoder = _ConvEncoder(config)
+
+
+class _Encoder(nn.Module):
+    def __init__(self, config: DetectorConfig) -> None:
+        super().__init__()
+        self.layers = module_list(EncoderLayer(config) for _ in range(config.encoder_layers))
+
+
 class _Decoder(nn.Module):
-    def __init__(self, config: DetectorConfig, bbox_embed: nn.ModuleList) -> None:
+    def __init__(self, config: DetectorConfig, bbox_embed: Sequence[MLP]) -> None:
         super().__init__()
         d = config.d_model
-        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
+        self.layers = module_list(DecoderLayer(config) for _ in range(config.decoder_layers))
         self.layer_norm = nn.LayerNorm(d, eps=config.layer_norm_eps)
         self.reference_points_head = MLP(2 * d, d, d)
         self.bbox_embed = bbox_embed
 
 
 class _Model(nn.Module):
-    def __init__(self, config: DetectorConfig, bbox_embed: nn.ModuleList) -> None:
+    def __init__(self, config: DetectorConfig, bbox_embed: Sequence[MLP]) -> None:
         super().__init__()
         d, eps = config.d_model, config.layer_norm_eps
         channels = config.backbone.channels
-        self.backbone = nn.Module()
-        self.backbone.conv_encoder = nn.Module()
-        self.backbone.conv_encoder.model = SwinBackbone(config.backbone)
+        self.backbone = _Backbone(config)
         self.input_proj_vision = nn.ModuleList(
             nn.Sequential(nn.Conv2d(c, d, 1), nn.GroupNorm(32, d)) for c in channels[1:]
         )
         self.input_proj_vision.append(
             nn.Sequential(nn.Conv2d(channels[-1], d, 3, stride=2, padding=1), nn.GroupNorm(32, d))
         )
-        self.lateral_convs = nn.ModuleList([_ConvNorm(channels[0], d, 1)])
-        self.output_convs = nn.ModuleList([_ConvNorm(d, d, 3)])
+        self.lateral_convs = module_list([_ConvNorm(channels[0], d, 1)])
+        self.output_convs = module_list([_ConvNorm(d, d, 3)])
         self.mask_features = nn.Conv2d(d, config.mask_dim, 1)
         self.level_embed = nn.Parameter(torch.zeros(config.num_feature_levels, d))
         self.query_position_embeddings = nn.Embedding(config.num_queries, d)
-        self.encoder = nn.Module()
-        self.encoder.layers = nn.ModuleList(
-            EncoderLayer(config) for _ in range(config.encoder_layers)
-        )
+        self.encoder = _Encoder(config)
         self.enc_output = nn.Linear(d, d)
         self.enc_output_norm = nn.LayerNorm(d, eps=eps)
         self.encoder_output_bbox_embed = MLP(d, d, d, 4)
@@ -122,8 +137,8 @@ class ObjectDecoder(nn.Module):
         d, layers = config.d_model, config.decoder_layers
         self.config = config
         # One box head and one mask head, known under the name of every layer.
-        self.bbox_embed = nn.ModuleList([MLP(d, d, d, 4)] * layers)
-        self.mask_embed = nn.ModuleList([MLP(d, d, d, config.mask_dim)] * layers)
+        self.bbox_embed = module_list([MLP(d, d, d, 4)] * layers)
+        self.mask_embed = module_list([MLP(d, d, d, config.mask_dim)] * layers)
         self.patch2query = MLP(config.l_hidden_size, d, d, d)
         self.model = _Model(config, self.bbox_embed)
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from visionllm_edge.export.components.modules import module_list
 from visionllm_edge.export.config import SwinConfig
 
 __all__ = ["SwinBackbone"]
@@ -30,39 +31,32 @@ class SwinBackbone(nn.Module):
         """Build from the config; weights are random until a checkpoint is loaded."""
         super().__init__()
         self.embeddings = _Embeddings(config)
-        self.encoder = nn.Module()
-        self.encoder.layers = nn.ModuleList(
-            _Stage(config, i, last=i == len(config.depths) - 1) for i in range(len(config.depths))
-        )
+        self.encoder = _Encoder(config)
         self.hidden_states_norms = nn.ModuleDict(
-            {
-                f"stage{i + 1}": nn.LayerNorm(c, eps=config.layer_norm_eps)
-                for i, c in enumerate(config.channels)
-            }
+            {f"stage{i + 1}": nn.LayerNorm(c) for i, c in enumerate(config.channels)}
         )
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         """Pixels [B,3,H,W] to four maps [B,C_i,H/s_i,W/s_i]."""
         x = self.embeddings(pixels)
         maps = []
-        for i, stage in enumerate(self.encoder.layers):
+        for stage, norm in zip(self.encoder.layers, self.hidden_states_norms.values(), strict=True):
             for block in stage.blocks:
                 x = block(x)
-            normed = self.hidden_states_norms[f"stage{i + 1}"](x)
-            maps.append(normed.permute(0, 3, 1, 2).contiguous())
+            maps.append(norm(x).permute(0, 3, 1, 2).contiguous())
             if stage.downsample is not None:
                 x = stage.downsample(x)
         return tuple(maps)
 
 
+# The config's epsilon is that of the norms inside the blocks; all others have torch's 1e-5.
+
+
 class _Embeddings(nn.Module):
     def __init__(self, config: SwinConfig) -> None:
         super().__init__()
-        self.patch_embeddings = nn.Module()
-        self.patch_embeddings.projection = nn.Conv2d(
-            3, config.embed_dim, config.patch_size, config.patch_size
-        )
-        self.norm = nn.LayerNorm(config.embed_dim, eps=config.layer_norm_eps)
+        self.patch_embeddings = _PatchEmbeddings(config)
+        self.norm = nn.LayerNorm(config.embed_dim)
 
     def forward(self, pixels: Tensor) -> Tensor:
         x = self.patch_embeddings.projection(pixels)
@@ -70,21 +64,34 @@ class _Embeddings(nn.Module):
         return out
 
 
+class _PatchEmbeddings(nn.Module):
+    def __init__(self, config: SwinConfig) -> None:
+        super().__init__()
+        self.projection = nn.Conv2d(3, config.embed_dim, config.patch_size, config.patch_size)
+
+
+class _Encoder(nn.Module):
+    def __init__(self, config: SwinConfig) -> None:
+        super().__init__()
+        last = len(config.depths) - 1
+        self.layers = module_list(_Stage(config, i, last=i == last) for i in range(last + 1))
+
+
 class _Stage(nn.Module):
     def __init__(self, config: SwinConfig, index: int, *, last: bool) -> None:
         super().__init__()
         dim = config.channels[index]
-        self.blocks = nn.ModuleList(
+        self.blocks = module_list(
             _Block(config, dim, config.num_heads[index], shift=config.window_size // 2 * (j % 2))
             for j in range(config.depths[index])
         )
-        self.downsample = None if last else _PatchMerging(dim, config.layer_norm_eps)
+        self.downsample = None if last else _PatchMerging(dim)
 
 
 class _PatchMerging(nn.Module):
-    def __init__(self, dim: int, eps: float) -> None:
+    def __init__(self, dim: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(4 * dim, eps=eps)
+        self.norm = nn.LayerNorm(4 * dim)
         self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -102,15 +109,10 @@ class _Block(nn.Module):
         self.window, self.shift, self.heads = config.window_size, shift, heads
         eps, hidden = config.layer_norm_eps, int(dim * config.mlp_ratio)
         self.layernorm_before = nn.LayerNorm(dim, eps=eps)
-        self.attention = nn.Module()
-        self.attention.self = _WindowAttention(dim, heads, config.window_size)
-        self.attention.output = nn.Module()
-        self.attention.output.dense = nn.Linear(dim, dim)
+        self.attention = _Attention(dim, heads, config.window_size)
         self.layernorm_after = nn.LayerNorm(dim, eps=eps)
-        self.intermediate = nn.Module()
-        self.intermediate.dense = nn.Linear(dim, hidden)
-        self.output = nn.Module()
-        self.output.dense = nn.Linear(hidden, dim)
+        self.intermediate = _Dense(dim, hidden)
+        self.output = _Dense(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         batch, height, width, dim = x.shape
@@ -126,27 +128,48 @@ class _Block(nn.Module):
         mask = None
         if self.shift:
             mask = torch.from_numpy(_shift_mask(padded_h, padded_w, w, self.shift))
-        y = self.attention.output.dense(self.attention.self(windows, mask))
+        y = self.attention(windows, mask)
         y = y.view(batch, rows, cols, w, w, dim).permute(0, 1, 3, 2, 4, 5)
         y = y.reshape(batch, padded_h, padded_w, dim)
         if self.shift:
             y = torch.roll(y, (self.shift, self.shift), dims=(1, 2))
         x = x + y[:, :height, :width]
-        hidden = F.gelu(self.intermediate.dense(self.layernorm_after(x)))
-        out: Tensor = x + self.output.dense(hidden)
+        hidden = F.gelu(self.intermediate(self.layernorm_after(x)))
+        out: Tensor = x + self.output(hidden)
+        return out
+
+
+class _Dense(nn.Module):
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(inputs, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.dense(x)
+        return out
+
+
+class _Attention(nn.Module):
+    def __init__(self, dim: int, heads: int, window: int) -> None:
+        super().__init__()
+        self.self = _WindowAttention(dim, heads, window)
+        self.output = _Dense(dim, dim)
+
+    def forward(self, windows: Tensor, mask: Tensor | None) -> Tensor:
+        out: Tensor = self.output(self.self(windows, mask))
         return out
 
 
 class _WindowAttention(nn.Module):
+    index: Tensor
+
     def __init__(self, dim: int, heads: int, window: int) -> None:
         super().__init__()
         self.heads, self.window = heads, window
         self.query = nn.Linear(dim, dim)
         self.key = nn.Linear(dim, dim)
         self.value = nn.Linear(dim, dim)
-        self.relative_position_bias_table = nn.Parameter(
-            torch.zeros((2 * window - 1) ** 2, heads)
-        )
+        self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, heads))
         self.register_buffer("index", _relative_index(window), persistent=False)
 
     def forward(self, windows: Tensor, mask: Tensor | None) -> Tensor:
@@ -184,6 +207,6 @@ def _shift_mask(height: int, width: int, window: int, shift: int) -> NDArray[np.
     for i, rows in enumerate(bands):
         for j, cols in enumerate(bands):
             region[rows, cols] = 3 * i + j
-    tiles = region.reshape(height // window, window, width // window, window)
-    tiles = tiles.transpose(0, 2, 1, 3).reshape(-1, window * window)
+    cut = region.reshape(height // window, window, width // window, window)
+    tiles = cut.transpose(0, 2, 1, 3).reshape(-1, window * window)
     return np.where(tiles[:, None] != tiles[:, :, None], np.float32(-100.0), np.float32(0.0))

@@ -32,7 +32,7 @@ class VisionTower(nn.Module):
                 patch_size=config.patch_size,
                 layer_norm_eps=config.layer_norm_eps,
                 hidden_act=config.hidden_act,
-                attn_implementation="sdpa",
+                attn_implementation="sdpa",  # type: ignore[call-arg]  # not declared
             )
         )
 
@@ -41,7 +41,8 @@ class VisionTower(nn.Module):
         x = self.vision_model.pre_layrnorm(self.vision_model.embeddings(pixels))
         for layer in self.vision_model.encoder.layers[: self.used_layers]:
             x = layer(x, attention_mask=None)
-        return x[:, 1:]
+        patches: Tensor = x[:, 1:]
+        return patches
 
 
 def make_bridge(vision_dim: int, llm_dim: int) -> nn.Sequential:

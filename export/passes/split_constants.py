@@ -2,7 +2,8 @@
 
 Cases:
     1. Sizes given as a constant, or equal parts by `num_outputs`: replaced.
-    2. Sizes computed at run time, or data that is no constant: left alone.
+    2. Sizes computed at run time, data that is no constant, or a part that is an output of the
+       graph (an output keeps its name): left alone.
 
 onnxscript's folding skips operators with several outputs, and packed attention weights
 (`in_proj_weight`) arrive as exactly that.
@@ -25,7 +26,7 @@ def split_constants(model: ir.Model) -> int:
         data = node.inputs[0]
         assert data is not None, "Split has a data input"
         constant = ir.convenience.get_const_tensor(data)
-        if constant is None:
+        if constant is None or any(output.is_graph_output() for output in node.outputs):
             continue
         whole, axis = constant.numpy(), node.attributes.get_int("axis", 0)
         bounds = _bounds(node, whole.shape[axis])
@@ -41,7 +42,7 @@ def split_constants(model: ir.Model) -> int:
                 name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor
             )
             graph.register_initializer(value)
-            output.replace_all_uses_with(value, replace_graph_outputs=True)
+            output.replace_all_uses_with(value)
         graph.remove(node, safe=True)
         count += 1
     return count

@@ -41,8 +41,13 @@ _CLASS_COUNTS = (1, 1, 2, 3, 4, 5, 6, 6, 6, 7, 8)
 
 @dataclass(frozen=True)
 class Truth:
-    """What one picture holds for the classes asked: boxes [G,4] cxcywh 0..1, classes [G,T] 0/1,
-    masks [G,H,W] 0/1."""
+    """What one picture holds for the classes asked.
+
+    Attributes:
+        boxes: [G,4] cxcywh in 0..1.
+        classes: [G,T] 0 or 1.
+        masks: [G,H,W] 0 or 1.
+    """
 
     boxes: Tensor
     classes: Tensor
@@ -269,9 +274,8 @@ def _truth(scene: world.Scene, names: Sequence[str]) -> Truth:
         hits = [float(world.matches(name, item)) for name in names]
         if any(hits):
             x0, y0, x1, y1 = item.box_xyxy
-            boxes.append(
-                [(x0 + x1) / 2 / width, (y0 + y1) / 2 / height, (x1 - x0) / width, (y1 - y0) / height]
-            )
+            centre = [(x0 + x1) / 2 / width, (y0 + y1) / 2 / height]
+            boxes.append([*centre, (x1 - x0) / width, (y1 - y0) / height])
             classes.append(hits)
             masks.append(item.mask)
     g = len(boxes)
@@ -304,4 +308,4 @@ def _cover(scene: world.Scene, rows: int, cols: int) -> np.ndarray:
 
 def _some(rng: np.random.Generator, texts: Sequence[str]) -> str:
     """The first wording half of the time: it is the one the runtime uses."""
-    return texts[0] if rng.random() < 0.5 else texts[rng.integers(len(texts))]
+    return texts[0] if rng.random() < 0.5 else texts[int(rng.integers(len(texts)))]

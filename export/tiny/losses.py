@@ -132,7 +132,8 @@ def proposal_losses(
     pictures, rows, boxes = [], [], []
     centres = []
     for h, w in geometry.shapes[:2]:
-        y, x = torch.meshgrid((torch.arange(h) + 0.5) / h, (torch.arange(w) + 0.5) / w, indexing="ij")
+        y, x = (torch.arange(h) + 0.5) / h, (torch.arange(w) + 0.5) / w
+        y, x = torch.meshgrid(y, x, indexing="ij")
         centres.append(torch.stack([x, y], -1).reshape(-1, 2))
     for b, t in enumerate(truth):
         for box, classes in zip(t.boxes, t.classes, strict=True):

@@ -1,7 +1,8 @@
-"""Write the trained tiny model as a checkpoint folder: ``python -m visionllm_edge.export.tiny.save``.
+"""Write the trained tiny model as a checkpoint folder.
 
-The layout is the official one: config, fp16 safetensors with official key names (tied heads stored
-once), tokenizer files, preprocessor and generation config.
+Run as ``python -m visionllm_edge.export.tiny.save``. The layout is the official one: config, fp16
+safetensors with official key names (tied heads stored once), tokenizer files, preprocessor and
+generation config.
 """
 
 from __future__ import annotations
@@ -29,17 +30,18 @@ _COPIED = (
 )
 
 
-def save_checkpoint(source: Path, target: Path, *, which: str = "mean") -> None:
-    """Turn the training folder into a checkpoint folder.
+def save_checkpoint(source: Path, target: Path, *, detector_from: Path | None = None) -> None:
+    """Turn a training folder into a checkpoint folder.
 
     Args:
-        source: what :mod:`train` wrote (``state.pt``, config, tokenizer).
+        source: what :mod:`train` wrote (``state.pt``, config, tokenizer); averaged weights count.
         target: the checkpoint folder, created if need be.
-        which: ``mean`` for the averaged weights, ``trainer`` for the last ones.
+        detector_from: another training folder, whose object decoder is taken.
     """
-    state = torch.load(source / "state.pt", weights_only=True)[which]
-    if which == "trainer":
-        state = {k[6:]: v for k, v in state.items() if k.startswith("model.")}
+    state = torch.load(source / "state.pt", weights_only=True)["mean"]
+    if detector_from is not None:
+        other = torch.load(detector_from / "state.pt", weights_only=True)["mean"]
+        state |= {name: tensor for name, tensor in other.items() if name.startswith("gdino.")}
     tensors = {
         name: tensor.to(torch.float16).contiguous()
         for name, tensor in state.items()
@@ -76,6 +78,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("source", type=Path)
     parser.add_argument("target", type=Path)
-    parser.add_argument("--which", choices=("mean", "trainer"), default="mean")
+    parser.add_argument("--detector-from", type=Path, help="training folder of the object decoder")
     arguments = parser.parse_args()
-    save_checkpoint(arguments.source, arguments.target, which=arguments.which)
+    save_checkpoint(arguments.source, arguments.target, detector_from=arguments.detector_from)

@@ -1,13 +1,15 @@
-"""Train the tiny checkpoint from nothing on the CPU: ``python -m visionllm_edge.export.tiny.train``.
+"""Train the tiny checkpoint from nothing on the CPU.
 
-One joint run: every picture of every step is new. The detector, the language model and the vision
-encoder learn together. Throw-away heads help early on: shape and colour per patch for both image
-towers, shape and colour per class name for the super link. Ends with an average of the weights over the last part of the run.
+Run as ``python -m visionllm_edge.export.tiny.train``. One joint run: every picture of every step is
+new. The detector, the language model and the vision encoder learn together. Throw-away heads help
+early on: shape and colour per patch for both image towers, shape and colour per class name for the
+super link. Ends with an average of the weights over the last part of the run.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import math
 import sys
@@ -33,8 +35,10 @@ from visionllm_edge.runtime.tokenizer import Tokenizer
 _WEIGHTS = {
     "class": 0.6, "l1": 1.5, "giou": 0.6, "dice": 0.6, "bce": 0.6,
     "enc_class": 0.6, "enc_l1": 1.5, "enc_giou": 0.6,
-    "detect": 0.7, "caption": 1.0, "vqa": 1.0, "patch": 5.0, "cell": 5.0, "name": 0.5,
+    "detect": 0.7, "caption": 2.0, "vqa": 2.0, "patch": 5.0, "cell": 5.0, "link": 3.0, "name": 0.5, "fused_name": 0.5,
 }  # fmt: skip
+_LINK_GRADIENT = 0.05
+"""Share of the detector's gradient that reaches the language model through the super link."""
 
 
 class _Stream(IterableDataset[Batch]):
@@ -54,51 +58,81 @@ class Trainer(nn.Module):
         super().__init__()
         self.model = VisionLLM(config)
         self.image_start = image_start
+        # In a list, so that it is no part of this module: whose super link a language run keeps.
+        self.start: list[VisionLLM] = []
         self.patch_head = nn.Linear(config.vision.hidden_size, 12)
         self.cell_head = nn.Conv2d(config.detector.backbone.channels[1], 12, 1)
         # 6 shapes, then no colour or one of 6: for the super link's text, before and after fusion.
         dim = config.detector.d_model
         self.name_heads = nn.ModuleList([nn.Linear(dim, 13), nn.Linear(dim, 13)])
 
-    def losses(self, batch: Batch, weights: dict[str, float]) -> dict[str, Tensor]:
-        """All losses of one batch; terms without weight are left out."""
-        model, config = self.model, self.model.config
+    def losses(self, batch: Batch, part: str, step: int) -> dict[str, Tensor]:
+        """Losses of one batch.
+
+        Args:
+            batch: the data.
+            part: ``vision``, the patch loss alone; ``language``, vision encoder and language model
+                with the super link held where the start was; ``detector``, the object decoder
+                alone; ``joint``, everything.
+            step: the super link is held on every third step only, which is enough.
+        """
+        model = self.model
+        if part == "detector":
+            with torch.no_grad():
+                states = self._hidden(model, batch, model.image_tokens(batch.tiles))[1]
+            return self._detector(batch, states)
         patches = model.vis_encoder(batch.tiles)
-        image = model.vl_bridge(patches)
-        out = {
-            "patch": F.binary_cross_entropy_with_logits(
-                self.patch_head(patches), batch.patch_labels
-            )
-        }
-        embeds = model.llm.model.embed_tokens(batch.ids)
-        start, count = self.image_start, config.vision.tokens_per_tile
-        embeds = torch.cat([embeds[:, :start], image, embeds[:, start + count :]], dim=1)
-        rows = torch.arange(len(embeds))[:, None, None]
-        table = model.emb_embeddings_det.weight.expand(*batch.groups.shape, -1)
-        embeds = embeds.index_put((rows, batch.groups), table)
-        hidden = model.llm.teacher_forced(embeds, mask=batch.mask, positions=batch.positions)
+        out = {"patch": self._patch_loss(patches, batch)}
+        if part == "vision":
+            return out
+        hidden, states = self._hidden(model, batch, model.vl_bridge(patches))
         logits = model.llm.lm_head(hidden[batch.targets >= 0])
         target, kind = batch.targets[batch.targets >= 0], batch.kind[batch.targets >= 0]
         nll = F.cross_entropy(logits, target, reduction="none")
         for i, name in enumerate(KINDS):
             out[name] = nll[kind == i].sum() / max(1, int((kind == i).sum()))
-        out |= self._detector(batch, hidden[rows, batch.groups])
-        return {name: value for name, value in out.items() if weights.get(name)}
+        if part == "joint":
+            text = model.gdino.patch2query(states).mean(dim=2)
+            out["name"] = self._name_loss(0, text, batch)
+            return out | self._detector(batch, states)
+        if step % 3 == 0:
+            with torch.no_grad():
+                start = self.start[0]
+                before = self._hidden(start, batch, start.image_tokens(batch.tiles))[1]
+            out["link"] = F.mse_loss(states, before) / before.var()
+        return out
+
+    def _hidden(self, model: VisionLLM, batch: Batch, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Hidden states [B,L,D] of whole rows, and those of the super link [B,T,N,D]."""
+        embeds = model.llm.model.embed_tokens(batch.ids)
+        at, count = self.image_start, model.config.vision.tokens_per_tile
+        embeds = torch.cat([embeds[:, :at], image, embeds[:, at + count :]], dim=1)
+        rows = torch.arange(len(embeds))[:, None, None]
+        table = model.emb_embeddings_det.weight.expand(*batch.groups.shape, -1)
+        embeds = embeds.index_put((rows, batch.groups), table)
+        hidden = model.llm.teacher_forced(embeds, mask=batch.mask, positions=batch.positions)
+        return hidden, hidden[rows, batch.groups]
+
+    def _patch_loss(self, patches: Tensor, batch: Batch) -> Tensor:
+        # Few patches show anything: without the weight, "nothing" is the best answer for long.
+        return F.binary_cross_entropy_with_logits(
+            self.patch_head(patches), batch.patch_labels, pos_weight=torch.tensor(4.0)
+        )
 
     def _detector(self, batch: Batch, states: Tensor) -> dict[str, Tensor]:
         gdino, geometry = self.model.gdino, Geometry(*batch.size)
         size = geometry.full_size()
         map1, map2, map3, map4 = gdino.backbone_maps(batch.pixels)
-        memory, text = gdino.encode(map2, map3, map4, size, states, geometry)
+        # The detector's many losses would drown what the language model learns from its own.
+        damped = states.detach().lerp(states, _LINK_GRADIENT)
+        memory, text = gdino.encode(map2, map3, map4, size, damped, geometry)
         level = gdino.levels(size, geometry)
-        asked = gdino.patch2query(states).mean(dim=2)
-        names = self._name_loss(0, asked, batch) + self._name_loss(1, text, batch)
         proposals = gdino.propose(memory, text, level)
         outputs = gdino.decode_layers(proposals, memory, text, level, geometry, every=True)
         pixels = gdino.mask_pixels(map1, memory, geometry)
         out = decoder_losses(outputs, batch.truth, pixels, gdino.mask_embed[0])
         out |= proposal_losses(proposals, batch.truth, geometry)
-        out["name"] = names
+        out["fused_name"] = self._name_loss(1, text, batch)
         out["cell"] = F.binary_cross_entropy_with_logits(self.cell_head(map2), batch.cell_labels)
         return out
 
@@ -127,7 +161,12 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=8e-4)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--part", choices=("joint", "vision", "language", "detector"), default="joint"
+    )
     parser.add_argument("--start", type=Path, help="weights to go on from")
+    parser.add_argument("--link-to", type=Path, help="whose super link to keep; default: start")
     parser.add_argument("--warmup", type=int, default=150, help="steps")
     parser.add_argument("--average", type=float, default=0.997, help="decay of the mean weights")
     parser.add_argument("--weight", action="append", default=[], metavar="NAME=VALUE")
@@ -144,10 +183,14 @@ def main() -> None:
     image_token = load_tokenizer(folder).control_id("<im_patch>")
     stream = _Stream(config, folder, args.batch, args.seed)
     first = next(iter(stream))
-    torch.set_num_threads(2)
+    torch.set_num_threads(args.threads)
     trainer = Trainer(config, int((first.ids[0] == image_token).nonzero()[0]))
     if args.start:
         trainer.load_state_dict(torch.load(args.start, weights_only=True)["trainer"])
+        kept = copy.deepcopy(trainer)
+        if args.link_to:
+            kept.load_state_dict(torch.load(args.link_to, weights_only=True)["trainer"])
+        trainer.start.append(kept.model.requires_grad_(False))
     else:
         initialise(trainer.model, args.seed)
     fit(trainer, stream, weights, args)
@@ -167,8 +210,8 @@ def fit(
     mean = {k: v.clone() for k, v in trainer.model.state_dict().items()}
     loader = DataLoader(stream, batch_size=None, num_workers=1, prefetch_factor=4)
     began, saved, shown = time.monotonic(), time.monotonic(), time.monotonic()
-    sums: dict[str, float] = {}
-    seen, noted = 0, 0
+    noted: dict[str, list[float]] = {}
+    seen = 0
     for step, batch in enumerate(loader):
         elapsed = (time.monotonic() - began) / 60
         done = elapsed / args.minutes
@@ -177,7 +220,7 @@ def fit(
         rate = min(1.0, (step + 1) / args.warmup) * 0.5 * (1 + math.cos(math.pi * done))
         for group in optimizer.param_groups:
             group["lr"] = args.lr * max(rate, 0.002)
-        losses = trainer.losses(batch, weights)
+        losses = trainer.losses(batch, args.part, step)
         total = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
         optimizer.zero_grad(set_to_none=True)
         total.backward()  # type: ignore[no-untyped-call]
@@ -191,14 +234,13 @@ def fit(
             for key, value in trainer.model.state_dict().items():
                 mean[key].lerp_(value, 1 - keep)
         seen += len(batch.ids)
-        noted += 1
         for name, value in losses.items():
-            sums[name] = sums.get(name, 0.0) + float(value.detach())
+            noted.setdefault(name, []).append(float(value.detach()))
         now = time.monotonic()
         if now - shown > 30:
-            line = " ".join(f"{k} {v / noted:.3f}" for k, v in sums.items())
+            line = " ".join(f"{k} {sum(v) / len(v):.3f}" for k, v in noted.items())
             print(f"{elapsed:5.1f} min step {step} images {seen} | {line}", flush=True)
-            sums, noted, shown = {}, 0, now
+            noted, shown = {}, now
         if now - saved > 120:
             _save(trainer, mean, args.out)
             saved = now

@@ -119,8 +119,12 @@ def _fast_tokenizer(processor: sentencepiece.SentencePieceProcessor) -> tokenize
         byte_fallback=True,
     )
     fast = tokenizers.Tokenizer(model)
-    fast.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(
-        replacement="\N{LOWER ONE EIGHTH BLOCK}", prepend_scheme="first", split=False
+    # Not the Metaspace pre-tokenizer: it leaves the prefix out where a text begins with a blank.
+    fast.normalizer = tokenizers.normalizers.Sequence(
+        [
+            tokenizers.normalizers.Prepend("\N{LOWER ONE EIGHTH BLOCK}"),
+            tokenizers.normalizers.Replace(" ", "\N{LOWER ONE EIGHTH BLOCK}"),
+        ]
     )
     fast.decoder = tokenizers.decoders.Sequence(
         [
@@ -165,7 +169,8 @@ def _corpus(seed: int) -> list[str]:
         parts = prompts.conversation([turn], image=True)
         lines += [s.text.strip("\n") for s in parts if isinstance(s, prompts.Text)]
     # Ordinary text, so that letters and digits are pieces of their own.
-    lines += ["abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ 0 1 2 3 4 5 6 7 8 9 . , ? ! ' - :"] * 5
+    letters = "abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    lines += [f"{letters} 0 1 2 3 4 5 6 7 8 9 . , ? ! ' - :"] * 5
     return lines
 
 

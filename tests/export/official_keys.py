@@ -7,7 +7,7 @@ imports the components that load it. ``official_keys(RELEASED)`` is the released
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 Shape = tuple[int, ...]
@@ -188,18 +188,18 @@ def tied_group(name: str) -> str:
     return name
 
 
-def _linear(name: str, outputs: int, inputs: int, *, bias: bool = True) -> Mapping[str, Shape]:
+def _linear(name: str, outputs: int, inputs: int, *, bias: bool = True) -> Keys:
     keys: Keys = {f"{name}.weight": (outputs, inputs)}
     if bias:
         keys[f"{name}.bias"] = (outputs,)
     return keys
 
 
-def _conv(name: str, outputs: int, inputs: int, kernel: int) -> Mapping[str, Shape]:
+def _conv(name: str, outputs: int, inputs: int, kernel: int) -> Keys:
     return {f"{name}.weight": (outputs, inputs, kernel, kernel), f"{name}.bias": (outputs,)}
 
 
-def _norm(name: str, width: int) -> Mapping[str, Shape]:
+def _norm(name: str, width: int) -> Keys:
     return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
 
 

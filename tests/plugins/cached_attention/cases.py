@@ -1,0 +1,99 @@
+"""Inputs, the one-node model and the reference that tests of cached attention share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from visionllm_edge.plugins.cached_attention.reference import cached_attention
+from visionllm_edge.plugins.cached_attention.spec import CACHED_ATTENTION
+from visionllm_edge.plugins.semantic_op import DOMAIN, OpPort
+
+CAPACITY = 80
+Inputs = dict[str, NDArray[Any]]
+
+# (rows already cached, new rows): empty cache, one token, a super-link step of 1 + 4 and of
+# 1 + 64 rows, a second prompt, and steps that fill the buffer to its last row.
+STEPS = [(0, 1), (0, 13), (0, 80), (13, 1), (13, 5), (13, 65), (7, 20), (75, 5), (79, 1), (15, 65)]
+
+
+def make_inputs(start: int, length: int, *, heads: int, kv_heads: int, depth: int = 8) -> Inputs:
+    """Random inputs whose unused cache rows hold large finite numbers."""
+    rng = np.random.default_rng(start * 100 + length)
+    angles = np.arange(CAPACITY)[:, None] / 10 ** (np.arange(depth // 2) / (depth // 2))[None]
+
+    def normal(*shape: int) -> NDArray[np.float32]:
+        return rng.standard_normal(shape, dtype=np.float32)
+
+    past_key, past_value = (normal(1, kv_heads, CAPACITY, depth) for _ in range(2))
+    past_key[:, :, start:] = 50.0
+    past_value[:, :, start:] = -1000.0
+    return {
+        "query": normal(1, length, heads * depth),
+        "key": normal(1, length, kv_heads * depth),
+        "value": normal(1, length, kv_heads * depth),
+        "past_key": past_key,
+        "past_value": past_value,
+        "past_length": np.array([start], dtype=np.int64),
+        "cos": np.cos(angles).astype(np.float32),
+        "sin": np.sin(angles).astype(np.float32),
+    }
+
+
+def one_node_model(
+    *,
+    heads: int,
+    kv_heads: int,
+    scale: float,
+    opset: int = 21,
+    batch: int | None = None,
+    depth: int | None = None,
+) -> onnx.ModelProto:
+    """A model of one CachedAttention node; sizes that are not given are symbolic."""
+    types = {"past_length": TensorProto.INT64}
+    sizes = {"B": batch, "Dh": depth}
+
+    def shape(port: OpPort) -> list[int | None]:
+        return [sizes.get(str(axis)) for axis in port.shape]
+
+    node = helper.make_node(
+        CACHED_ATTENTION.name,
+        [port.name for port in CACHED_ATTENTION.inputs],
+        [port.name for port in CACHED_ATTENTION.outputs],
+        domain=DOMAIN,
+        num_heads=heads,
+        kv_num_heads=kv_heads,
+        scale=scale,
+        plugin_version="1",
+        plugin_namespace="visionllm",
+    )
+    graph = helper.make_graph(
+        [node],
+        "one_node",
+        [
+            helper.make_tensor_value_info(
+                port.name, types.get(port.name, TensorProto.FLOAT), shape(port)
+            )
+            for port in CACHED_ATTENTION.inputs
+        ],
+        [
+            helper.make_tensor_value_info(port.name, TensorProto.FLOAT, shape(port))
+            for port in CACHED_ATTENTION.outputs
+        ],
+    )
+    model = helper.make_model(
+        graph,
+        opset_imports=[helper.make_opsetid("", opset), helper.make_opsetid(DOMAIN, 1)],
+        functions=[CACHED_ATTENTION.onnx_function(opset=opset)],
+        ir_version=10,
+    )
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def reference(inputs: Inputs, **sizes: Any) -> list[NDArray[Any]]:
+    return list(cached_attention(*inputs.values(), **sizes))
