@@ -156,11 +156,17 @@ def test_an_interrupted_compile_leaves_no_bundle(tiny_checkpoint: Path, tmp_path
             text=True,
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
             start_new_session=True,
+            # A test run in the background of a shell ignores the interrupt, and so would the child.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         assert process.stderr is not None
         process.stderr.readline()  # the first progress line: work has begun
         os.killpg(process.pid, stop)
-        _, errors = process.communicate(timeout=120)
+        try:
+            _, errors = process.communicate(timeout=120)
+        finally:
+            process.kill()
+            process.wait()
         assert process.returncode != 0
         if stop == signal.SIGINT:
             assert process.returncode == 1

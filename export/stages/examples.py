@@ -25,6 +25,11 @@ __all__ = ["Case", "Examples"]
 _SEED = 20_240_608
 # No scene of the shapes world is made larger than this; it is scaled up for larger buckets.
 _SCENE_SIDE_PX = 192
+# Seeds 1 and 3 belong to the cache and to the decoder's step.
+_TEXT_SEED = 10
+_ATTEMPTS = 8
+# Scores of a stage are right to about 1e-6 of their scale.
+_CLEAR_MARGIN = 1e-4
 
 
 @dataclass(frozen=True)
@@ -92,11 +97,11 @@ class Examples:
             )
         return list(outputs[2:])
 
-    def text_states(self, texts: int) -> Tensor:
+    def text_states(self, texts: int, seed: int = _TEXT_SEED) -> Tensor:
         """Hidden states [1,T,N,D] of T groups of N rows."""
         rows = self.config.num_embs
         with torch.no_grad():
-            hidden = self.model.llm.teacher_forced(self.embeddings(texts * rows, seed=2))
+            hidden = self.model.llm.teacher_forced(self.embeddings(texts * rows, seed=seed))
         return hidden.reshape(1, texts, rows, -1)
 
     def valid_size(self, bucket: tuple[int, int], fill: float) -> Tensor:
@@ -133,16 +138,46 @@ class Examples:
     def _encoded(
         self, bucket: tuple[int, int], fill: float, texts: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Memory, text and queries of one question."""
+        """Memory, text and queries of one question.
+
+        The best proposals become queries in the order of their scores. Where two scores differ by
+        a rounding error, two right implementations may take them in another order and answer
+        differently, so the question with the clearest order out of a few is taken.
+        """
         geometry, size = Geometry(*bucket), self.valid_size(bucket, fill)
         gdino = self.model.gdino
+        best: tuple[float, Tensor, Tensor] | None = None
         with torch.no_grad():
             _, *maps = self.maps(bucket, fill)
-            memory, text = gdino.encode(
-                maps[0], maps[1], maps[2], size, self.text_states(texts), geometry
-            )
+            for attempt in range(_ATTEMPTS):
+                states = self.text_states(texts, seed=_TEXT_SEED + attempt)
+                memory, text = gdino.encode(maps[0], maps[1], maps[2], size, states, geometry)
+                margin = self._margin(memory, text, size, geometry)
+                if best is None or margin > best[0]:
+                    best = margin, memory, text
+                if margin >= _CLEAR_MARGIN:
+                    break
+            assert best is not None, "at least one attempt"
+            _, memory, text = best
             queries, _, _ = gdino.decode(memory, text, size, geometry)
         return memory, text, queries
+
+    def _margin(self, memory: Tensor, text: Tensor, size: Tensor, geometry: Geometry) -> float:
+        """Smallest step between the scores of the chosen proposals and the first one left out.
+
+        In units of the largest score. Proposals that may not be used share one score and one box,
+        so their order does not matter.
+        """
+        gdino = self.model.gdino
+        level = gdino.levels(size, geometry)
+        scores = gdino.propose(memory, text, level).scores.amax(dim=-1)[0]
+        count = min(len(scores), self.config.detector.num_queries + 1)
+        top, index = scores.topk(count)
+        usable = level.proposals_ok[index] > 0
+        steps = (top[:-1] - top[1:])[usable[:-1] | usable[1:]]
+        if len(steps) == 0:
+            return float("inf")
+        return float(steps.min() / scores.abs().max())
 
     @staticmethod
     def _scene(index: int, width: int, height: int) -> np.ndarray:

@@ -139,16 +139,18 @@ class _Speaker:
 
 
 def batches(
-    config: VisionLLMConfig, tokenizer: Tokenizer, *, batch: int, seed: int
+    config: VisionLLMConfig, tokenizer: Tokenizer, *, batch: int, seed: int, questions: int = 3
 ) -> Iterator[Batch]:
-    """Endless batches; a function of the seed."""
+    """Endless batches of rows with that many questions each; a function of the seed."""
     rng = np.random.default_rng(seed)
     speaker = _Speaker(tokenizer, config)
     while True:
-        yield _make(rng, speaker, config, batch)
+        yield _make(rng, speaker, config, batch, questions)
 
 
-def _make(rng: np.random.Generator, speaker: _Speaker, config: VisionLLMConfig, n: int) -> Batch:
+def _make(
+    rng: np.random.Generator, speaker: _Speaker, config: VisionLLMConfig, n: int, questions: int
+) -> Batch:
     height, width = _SIZES[rng.integers(len(_SIZES))]
     count = int(_CLASS_COUNTS[rng.integers(len(_CLASS_COUNTS))])
     mode = str(rng.choice(["[DET]", "[SEG]", "[GRD]"], p=[0.7, 0.17, 0.13]))
@@ -159,7 +161,7 @@ def _make(rng: np.random.Generator, speaker: _Speaker, config: VisionLLMConfig, 
     for _ in range(n):
         scene = world.make_scene(rng, width=width, height=height)
         names, det = _detect_turn(rng, scene, mode, count)
-        rows.append(_row(rng, speaker, scene, det))
+        rows.append(_row(rng, speaker, scene, det, questions))
         truths.append(_truth(scene, names))
         meant.append([_meaning(name) for name in names])
         pixels.append(
@@ -255,10 +257,11 @@ def _row(
     speaker: _Speaker,
     scene: world.Scene,
     det: tuple[str, tuple[Segment, ...]],
+    questions: int,
 ) -> list[tuple[_Turn, bool]]:
     said: list[tuple[str, tuple[Segment, ...], int]] = [(*det, 0)]
     said.append((_some(rng, prompts.CAPTION_QUESTIONS), (Text(world.caption(scene)),), 1))
-    for q in world.questions(scene, rng, 3):
+    for q in world.questions(scene, rng, questions):
         said.append((f"{q.text} {prompts.SHORT_ANSWER}", (Text(q.answer),), 2))
     linked = bool(rng.random() < _CONVERSATION_SHARE)
     order = rng.permutation(len(said))

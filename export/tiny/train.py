@@ -1,9 +1,10 @@
 """Train the tiny checkpoint from nothing on the CPU.
 
-Run as ``python -m visionllm_edge.export.tiny.train``. One joint run: every picture of every step is
-new. The detector, the language model and the vision encoder learn together. Throw-away heads help
-early on: shape and colour per patch for both image towers, shape and colour per class name for the
-super link. Ends with an average of the weights over the last part of the run.
+Run as ``python -m visionllm_edge.export.tiny.train``. Every picture of every step is new.
+``--part`` says what learns: the vision encoder alone, everything together, or the language side and
+the object decoder apart from each other (two processes, one core each). Throw-away heads help:
+shape and colour per patch for both image towers, shape and colour per class name for the super
+link. A run ends with an average of its weights over the last steps.
 """
 
 from __future__ import annotations
@@ -35,19 +36,29 @@ from visionllm_edge.runtime.tokenizer import Tokenizer
 _WEIGHTS = {
     "class": 0.6, "l1": 1.5, "giou": 0.6, "dice": 0.6, "bce": 0.6,
     "enc_class": 0.6, "enc_l1": 1.5, "enc_giou": 0.6,
-    "detect": 0.7, "caption": 2.0, "vqa": 2.0, "patch": 5.0, "cell": 5.0, "link": 3.0, "name": 0.5, "fused_name": 0.5,
+    "detect": 0.7, "caption": 2.0, "vqa": 2.0, "link": 3.0,
+    "patch": 5.0, "cell": 5.0, "name": 0.5, "fused_name": 0.5,
 }  # fmt: skip
 _LINK_GRADIENT = 0.05
 """Share of the detector's gradient that reaches the language model through the super link."""
 
 
 class _Stream(IterableDataset[Batch]):
-    def __init__(self, config: VisionLLMConfig, folder: Path, batch: int, seed: int) -> None:
-        self.config, self.folder, self.batch, self.seed = config, folder, batch, seed
+    def __init__(
+        self, config: VisionLLMConfig, folder: Path, *, batch: int, seed: int, questions: int
+    ) -> None:
+        self.config, self.folder = config, folder
+        self.batch, self.seed, self.questions = batch, seed, questions
 
     def __iter__(self) -> Iterator[Batch]:
         torch.set_num_threads(1)
-        return batches(self.config, load_tokenizer(self.folder), batch=self.batch, seed=self.seed)
+        return batches(
+            self.config,
+            load_tokenizer(self.folder),
+            batch=self.batch,
+            seed=self.seed,
+            questions=self.questions,
+        )
 
 
 class Trainer(nn.Module):
@@ -71,7 +82,7 @@ class Trainer(nn.Module):
 
         Args:
             batch: the data.
-            part: ``vision``, the patch loss alone; ``language``, vision encoder and language model
+            part: ``vision``, the vision encoder alone; ``language``, bridge and language model,
                 with the super link held where the start was; ``detector``, the object decoder
                 alone; ``joint``, everything.
             step: the super link is held on every third step only, which is enough.
@@ -81,8 +92,9 @@ class Trainer(nn.Module):
             with torch.no_grad():
                 states = self._hidden(model, batch, model.image_tokens(batch.tiles))[1]
             return self._detector(batch, states)
-        patches = model.vis_encoder(batch.tiles)
-        out = {"patch": self._patch_loss(patches, batch)}
+        with torch.set_grad_enabled(part != "language"):
+            patches = model.vis_encoder(batch.tiles)
+        out = {} if part == "language" else {"patch": self._patch_loss(patches, batch)}
         if part == "vision":
             return out
         hidden, states = self._hidden(model, batch, model.vl_bridge(patches))
@@ -161,6 +173,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=8e-4)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--questions", type=int, default=3, help="per picture")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
         "--part", choices=("joint", "vision", "language", "detector"), default="joint"
@@ -181,7 +194,7 @@ def main() -> None:
         name, _, value = text.partition("=")
         weights[name] = float(value)
     image_token = load_tokenizer(folder).control_id("<im_patch>")
-    stream = _Stream(config, folder, args.batch, args.seed)
+    stream = _Stream(config, folder, batch=args.batch, seed=args.seed, questions=args.questions)
     first = next(iter(stream))
     torch.set_num_threads(args.threads)
     trainer = Trainer(config, int((first.ids[0] == image_token).nonzero()[0]))

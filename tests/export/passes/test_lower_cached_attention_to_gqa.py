@@ -1,21 +1,18 @@
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
-from numpy.typing import NDArray
 
 from tests.export.passes.graphs import op_list
 from tests.plugins.cached_attention.cases import (
     STEPS,
-    Inputs,
     make_inputs,
     one_node_model,
     reference,
+    run_session,
 )
 from visionllm_edge.export.passes.drop_dead_code import drop_dead_code
 from visionllm_edge.export.passes.lower_cached_attention_to_gqa import (
@@ -34,22 +31,6 @@ def _lowered(heads: int, kv_heads: int, depth: int) -> ir.Model:
     assert lower_cached_attention_to_gqa(model, node) is None
     drop_dead_code(model)
     return model
-
-
-def _run(session: ort.InferenceSession, inputs: Inputs, *, in_place: bool) -> list[NDArray[Any]]:
-    """Attention and the two buffers; `in_place` binds past and present to one buffer each."""
-    if not in_place:
-        return [np.asarray(output) for output in session.run(None, inputs)]
-    binding = session.io_binding()
-    values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in inputs.items()}
-    for name, value in values.items():
-        binding.bind_ortvalue_input(name, value)
-    binding.bind_output("attention")
-    binding.bind_ortvalue_output("present_key", values["past_key"])
-    binding.bind_ortvalue_output("present_value", values["past_value"])
-    session.run_with_iobinding(binding)
-    attention = binding.get_outputs()[0].numpy()
-    return [attention, values["past_key"].numpy(), values["past_value"].numpy()]
 
 
 def test_op_list_and_domains() -> None:
@@ -87,7 +68,7 @@ def test_numbers_at_every_step_length(
     for start, length in STEPS:
         inputs = make_inputs(start, length, heads=heads, kv_heads=kv_heads, depth=depth)
         expected = reference(inputs, num_heads=heads, kv_num_heads=kv_heads, scale=SCALE)
-        got = _run(session, inputs, in_place=in_place)
+        got = run_session(session, inputs, in_place=in_place)
         np.testing.assert_allclose(got[0], expected[0], atol=2e-5, err_msg=f"{start}+{length}")
         for ours, true in zip(got[1:], expected[1:], strict=True):
             valid = slice(0, start + length)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
@@ -97,3 +98,21 @@ def one_node_model(
 
 def reference(inputs: Inputs, **sizes: Any) -> list[NDArray[Any]]:
     return list(cached_attention(*inputs.values(), **sizes))
+
+
+def run_session(
+    session: ort.InferenceSession, inputs: Inputs, *, in_place: bool
+) -> list[NDArray[Any]]:
+    """Attention and the two buffers; `in_place` binds past and present to one buffer each."""
+    if not in_place:
+        return [np.asarray(output) for output in session.run(None, inputs)]
+    binding = session.io_binding()
+    values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in inputs.items()}
+    for name, value in values.items():
+        binding.bind_ortvalue_input(name, value)
+    binding.bind_output("attention")
+    binding.bind_ortvalue_output("present_key", values["past_key"])
+    binding.bind_ortvalue_output("present_value", values["past_value"])
+    session.run_with_iobinding(binding)
+    attention = binding.get_outputs()[0].numpy()
+    return [attention, values["past_key"].numpy(), values["past_value"].numpy()]

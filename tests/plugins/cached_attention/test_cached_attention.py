@@ -9,21 +9,29 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from tests.plugins.cached_attention.cases import STEPS, make_inputs, one_node_model, reference
+from tests.plugins.cached_attention.cases import (
+    STEPS,
+    make_inputs,
+    one_node_model,
+    reference,
+    run_session,
+)
 from visionllm_edge.export.ops import cached_attention as torch_op
 from visionllm_edge.plugins.cached_attention.spec import CACHED_ATTENTION
 
 
+@pytest.mark.parametrize("in_place", [False, True], ids=["copied cache", "shared cache"])
 @pytest.mark.parametrize("opset", [18, 21])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2), (4, 1)])
-def test_function_equals_reference(heads: int, kv_heads: int, opset: int) -> None:
+def test_function_equals_reference(heads: int, kv_heads: int, opset: int, in_place: bool) -> None:
     scale = 0.3
     model = one_node_model(heads=heads, kv_heads=kv_heads, scale=scale, opset=opset)
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     for start, length in STEPS:
         inputs = make_inputs(start, length, heads=heads, kv_heads=kv_heads)
         expected = reference(inputs, num_heads=heads, kv_num_heads=kv_heads, scale=scale)
-        for got, want in zip(session.run(None, inputs), expected, strict=True):
+        results = run_session(session, inputs, in_place=in_place)
+        for got, want in zip(results, expected, strict=True):
             np.testing.assert_allclose(got, want, atol=3e-6, err_msg=f"{start}+{length}")
 
 
