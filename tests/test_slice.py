@@ -44,14 +44,14 @@ def _boxes(result: DetectionResult) -> np.ndarray:
 
 
 def test_it_detects_segments_captions_and_answers(model: VisionLLM) -> None:
-    """A floor far below the recorded metrics: a broken chain scores near zero."""
+    """A floor below the recorded metrics (checkpoint/metrics.json): a broken chain scores far less."""
     shape = evaluate(model, "segment", images=24, seed=SEED).metrics
-    assert shape["box_ap"] > 0.75
+    assert shape["box_ap"] > 0.65
     assert shape["mask_iou_matched"] > 0.75
     vqa = evaluate(model, "vqa", images=24, seed=SEED).metrics
-    assert vqa["accuracy_yesno"] > 0.75
-    assert vqa["accuracy_color"] > 0.75
-    assert evaluate(model, "caption", images=24, seed=SEED).metrics["object_jaccard"] > 0.5
+    assert vqa["accuracy_yesno"] > 0.85
+    assert vqa["accuracy_color"] > 0.5
+    assert evaluate(model, "caption", images=24, seed=SEED).metrics["object_jaccard"] > 0.7
 
 
 def test_the_bundle_is_as_good_as_torch(model: VisionLLM, reference: VisionLLM) -> None:
@@ -88,7 +88,7 @@ class _Recorder:
 
     def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         self._seen.append(inputs["text_states"].copy())
-        return self._inner.run(inputs)  # type: ignore[return-value]
+        return self._inner.run(inputs)
 
 
 @pytest.fixture
