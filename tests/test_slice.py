@@ -44,7 +44,7 @@ def _boxes(result: DetectionResult) -> np.ndarray:
 
 
 def test_it_detects_segments_captions_and_answers(model: VisionLLM) -> None:
-    """A floor below the recorded metrics (checkpoint/metrics.json): a broken chain scores far less."""
+    """Floors below the recorded metrics (checkpoint/metrics.json); a broken chain is far below."""
     shape = evaluate(model, "segment", images=24, seed=SEED).metrics
     assert shape["box_ap"] > 0.65
     assert shape["mask_iou_matched"] > 0.75

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.data import DataLoader, IterableDataset
 
+from visionllm_edge.export.checkpoint import Checkpoint, load_model
 from visionllm_edge.export.components.geometry import Geometry
 from visionllm_edge.export.components.model import VisionLLM
 from visionllm_edge.export.config import VisionLLMConfig, config_from_dict
@@ -178,7 +179,7 @@ def main() -> None:
     parser.add_argument(
         "--part", choices=("joint", "vision", "language", "detector"), default="joint"
     )
-    parser.add_argument("--start", type=Path, help="weights to go on from")
+    parser.add_argument("--start", type=Path, help="state.pt or checkpoint folder to go on from")
     parser.add_argument("--link-to", type=Path, help="whose super link to keep; default: start")
     parser.add_argument("--warmup", type=int, default=150, help="steps")
     parser.add_argument("--average", type=float, default=0.997, help="decay of the mean weights")
@@ -199,14 +200,22 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     trainer = Trainer(config, int((first.ids[0] == image_token).nonzero()[0]))
     if args.start:
-        trainer.load_state_dict(torch.load(args.start, weights_only=True)["trainer"])
+        _resume(trainer, args.start)
         kept = copy.deepcopy(trainer)
         if args.link_to:
-            kept.load_state_dict(torch.load(args.link_to, weights_only=True)["trainer"])
+            _resume(kept, args.link_to)
         trainer.start.append(kept.model.requires_grad_(False))
     else:
         initialise(trainer.model, args.seed)
     fit(trainer, stream, weights, args)
+
+
+def _resume(trainer: Trainer, start: Path) -> None:
+    """Take weights from a ``state.pt``, or from a checkpoint folder (which has no extra heads)."""
+    if start.is_dir():
+        trainer.model.load_state_dict(load_model(Checkpoint(start)).state_dict())
+    else:
+        trainer.load_state_dict(torch.load(start, weights_only=True)["trainer"])
 
 
 def fit(
