@@ -188,4 +188,8 @@ def test_chat_keeps_the_picture(model: VisionLLM, scenes: list[world.Scene]) -> 
     first = chat.send("Can you describe the image in one sentence?")
     assert any(item.shape in first.text for item in scene.items)
     second = chat.send("Can you analyze the image and identify the circle, person present?")
-    assert [span.label for span in second.spans] == ["circle", "person"]
+    # The tiny model may add a colour to a name it repeats; the groups are those that were asked.
+    assert [span.label.split()[-1] for span in second.spans] == ["circle", "person"]
+    assert {span.routing for span in second.spans} == {"[DET]"}
+    assert second.detections
+    assert {found.label for found in second.detections} <= {span.label for span in second.spans}
