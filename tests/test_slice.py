@@ -182,7 +182,9 @@ def test_a_prompt_longer_than_the_context(model: VisionLLM, scenes: list[world.S
         model.vqa(scenes[0].image, "what is this? " * 600)
 
 
-def test_chat_keeps_the_picture(model: VisionLLM, scenes: list[world.Scene]) -> None:
+def test_chat_keeps_the_picture(
+    model: VisionLLM, reference: VisionLLM, scenes: list[world.Scene]
+) -> None:
     scene = scenes[0]
     chat = model.chat(scene.image)
     first = chat.send("Can you describe the image in one sentence?")
@@ -193,3 +195,8 @@ def test_chat_keeps_the_picture(model: VisionLLM, scenes: list[world.Scene]) -> 
     assert {span.routing for span in second.spans} == {"[DET]"}
     assert second.detections
     assert {found.label for found in second.detections} <= {span.label for span in second.spans}
+    # Whatever the words are, torch says the same in the same conversation.
+    twin = reference.chat(scene.image)
+    assert twin.send("Can you describe the image in one sentence?").text == first.text
+    again = twin.send("Can you analyze the image and identify the circle, person present?")
+    assert (again.text, again.spans) == (second.text, second.spans)
