@@ -8,15 +8,13 @@ new to both, so nothing is reused from run to run.
 from __future__ import annotations
 
 import json
-import os
-import platform
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 
 import click
 import numpy as np
 
+from visionllm_edge.benchmarks.environment import describe_environment
 from visionllm_edge.benchmarks.latency import time_interleaved
 from visionllm_edge.runtime import shapes_world as world
 from visionllm_edge.runtime.errors import EdgeError, ParityError
@@ -25,6 +23,7 @@ from visionllm_edge.runtime.model import VisionLLM
 
 __all__ = ["compare"]
 
+_PACKAGES = ("visionllm-edge", "torch", "onnxruntime", "numpy")
 _TOKENS = 32
 _CLASSES = list(world.SHAPES)
 _SCORE_TOLERANCE = 1e-3
@@ -59,7 +58,10 @@ def compare(bundle: Path, checkpoint: Path, *, rounds: int, threads: int) -> dic
             for label, model in (("torch", torch_model), ("bundle", ours))
         }
         results[name] = time_interleaved(contestants, rounds=rounds).to_dict()
-    return {"environment": _environment(threads), "rounds": rounds, "tasks": results}
+    environment = describe_environment(_PACKAGES, threads=threads) | {
+        "timer": "wall clock around the whole call, image array in, typed result out"
+    }
+    return {"environment": environment, "rounds": rounds, "tasks": results}
 
 
 def _on_new_pictures(
@@ -87,29 +89,6 @@ def _require_agreement(ours: VisionLLM, reference: VisionLLM) -> None:
                 "bundle and torch reference: expected the same answers on a shapes-world picture, "
                 "got different ones. Their times are not compared; run visionllm-edge verify."
             )
-
-
-def _environment(threads: int) -> dict[str, object]:
-    names = ("visionllm-edge", "torch", "onnxruntime", "numpy")
-    return {
-        "machine": platform.machine(),
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "threads": threads,
-        "python": platform.python_version(),
-        "versions": {name: metadata.version(name) for name in names},
-        "timer": "wall clock around the whole call, image array in, typed result out",
-    }
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or "unknown"
 
 
 @click.command()

@@ -1,8 +1,8 @@
 """One stage from torch to a folder: trace, lower, save, check, compare with the model.
 
-The folder gets the stage's graphs (one per bucket), its one weights file, a small golden file with
-inputs and true outputs, and `stage.json` with ports, lowering and parity reports. A stage that
-fails a check raises; whoever gave the folder then throws it away.
+The folder gets the stage's graphs (one per bucket, each lowered and canonical), their one weights
+file, a small golden file with inputs and true outputs, and `stage.json` with ports, lowering and
+parity reports. A stage that fails a check raises; whoever gave the folder then throws it away.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from visionllm_edge.export.components.model import VisionLLM
-from visionllm_edge.export.lowering import TARGETS, lower
+from visionllm_edge.export.golden import golden_limits
+from visionllm_edge.export.lowering import lower
 from visionllm_edge.export.parity import (
     CONTROL_FACTOR,
     FLOORS,
@@ -38,8 +39,16 @@ from visionllm_edge.export.tracing import trace
 from visionllm_edge.runtime.backends import StageOptions, StageRunner, load_backend
 from visionllm_edge.runtime.errors import ExportError
 from visionllm_edge.runtime.ports import Array, StagePorts
+from visionllm_edge.runtime.targets import find_target
 
-__all__ = ["STAGE_FILE", "ModelPair", "build_stage", "check_stage", "variant_ports"]
+__all__ = [
+    "STAGE_FILE",
+    "ModelPair",
+    "build_stage",
+    "canonical_graph",
+    "check_stage",
+    "variant_ports",
+]
 
 STAGE_FILE = "stage.json"
 
@@ -104,17 +113,25 @@ def build_stage(
         for bucket in buckets:
             started = time.monotonic()
             relative = f"stages/{stage.name}{_suffix(bucket)}.onnx"
-            model = _canonical(pair, stage, bucket)
+            canonical = f"stages/{stage.name}{_suffix(bucket)}.canonical.onnx"
+            model = canonical_graph(pair, stage, bucket)
             traced = time.monotonic()
-            lowering[relative] = [node.to_dict() for node in lower(model, target)]
-            weights.take(model)
-            ir.save(model, folder / relative)
-            _check_file(stage.name, folder / relative)
-            variants.append({"bucket": bucket, "model": relative})
+            _save(stage.name, model, folder / canonical, weights)
+            lowering[relative] = [node.to_dict() for node in lower(model, find_target(target))]
+            _save(stage.name, model, folder / relative, weights)
+            variants.append({"bucket": bucket, "model": relative, "canonical": canonical})
             reports, arrays = check_stage(pair, stage, bucket, folder / relative, target)
             parities += reports
             if bucket == golden_bucket:
                 golden = _write_golden(folder, stage.name, bucket, arrays, reports[0])
+                golden["limits"] = golden_limits(
+                    stage.module(pair.model, bucket),
+                    stage,
+                    variant_ports(pair, stage, bucket),
+                    stage.trace_case,
+                    *arrays,
+                    reports[0].outputs,
+                )
             finished = time.monotonic()
             note(
                 f"{stage.name}{_suffix(bucket)}: trace {traced - started:.1f} s, lower, check and "
@@ -152,7 +169,8 @@ def check_stage(
         ParityError: an output is wrong.
     """
     ports = variant_ports(pair, stage, bucket)
-    backend = load_backend(TARGETS[target].backend)
+    row = find_target(target)
+    backend = load_backend(row.backend)
     runner = backend.load_stage(path, ports, StageOptions(threads=torch.get_num_threads()))
     control_module, true_module = stage.module(pair.model, bucket), stage.module(pair.truth, bucket)
     reports: list[CaseParity] = []
@@ -167,7 +185,7 @@ def check_stage(
             stage.compared(ours, case),
             true,
             stage.compared(control, case),
-            precision=TARGETS[target].precision,
+            precision=row.precision,
         )
         require_parity(f"{stage.name}{_suffix(bucket)}", outputs)
         reports.append(CaseParity(bucket, case, outputs))
@@ -176,7 +194,7 @@ def check_stage(
     return reports, golden
 
 
-def _canonical(pair: ModelPair, stage: Stage, bucket: Bucket | None) -> ir.Model:
+def canonical_graph(pair: ModelPair, stage: Stage, bucket: Bucket | None) -> ir.Model:
     ports = variant_ports(pair, stage, bucket)
     return trace(
         stage.module(pair.model, bucket),
@@ -188,7 +206,9 @@ def _canonical(pair: ModelPair, stage: Stage, bucket: Bucket | None) -> ir.Model
     )
 
 
-def _check_file(stage: str, path: Path) -> None:
+def _save(stage: str, model: ir.Model, path: Path, weights: WeightFile) -> None:
+    weights.take(model)
+    ir.save(model, path)
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as e:
@@ -241,7 +261,6 @@ def _write_golden(
         "file": relative,
         "bucket": bucket,
         "case": asdict(report.case),
-        "limits": {tensor.name: tensor.limit for tensor in report.outputs},
     }
 
 
@@ -250,7 +269,7 @@ def _parity_summary(parities: list[CaseParity], target: str) -> dict[str, Any]:
         (tensor for report in parities for tensor in report.outputs),
         key=lambda tensor: tensor.error / max(tensor.limit, 1e-300),
     )
-    precision = TARGETS[target].precision
+    precision = find_target(target).precision
     return {
         "rule": f"error <= {CONTROL_FACTOR:g} x control + {FLOORS[precision]:g} x scale",
         "truth": "torch float64",

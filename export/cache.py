@@ -44,7 +44,7 @@ _SOURCES = (
     ("export/passes", ("*.py",)),
     ("export/stages", ("*.py",)),
     ("plugins", ("*.py", "*/*.py")),
-    ("runtime", ("ports.py", "preprocess.py", "resize.py")),
+    ("runtime", ("ports.py", "preprocess.py", "releases.py", "resize.py", "targets.py")),
     ("runtime/backends", ("*.py",)),
     ("runtime/shapes_world", ("*.py",)),
 )

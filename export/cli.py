@@ -6,6 +6,7 @@ The exporter's packages are imported when a command runs, so that help works wit
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 from collections.abc import Iterator
@@ -101,9 +102,24 @@ def compile_(
 @click.command()
 @click.argument("bundle", type=_FOLDER)
 @click.option("--checkpoint", type=_FOLDER, help="Compare with this checkpoint in torch.")
+@click.option(
+    "--layerwise",
+    metavar="STAGE",
+    help="BUNDLE is a build kit: find the first layer of this stage that differs on the device.",
+)
+@click.option("--plugin-library", type=_FOLDER, help="Plugins for --layerwise.")
 @_JSON
-def verify(bundle: Path, checkpoint: Path | None, as_json: bool) -> None:
+def verify(
+    bundle: Path,
+    checkpoint: Path | None,
+    layerwise: str | None,
+    plugin_library: Path | None,
+    as_json: bool,
+) -> None:
     """Check the files of BUNDLE and compare its stages with the model again."""
+    if layerwise is not None:
+        _layerwise(bundle, layerwise, plugin_library, as_json)
+        return
     with _interruptible("The bundle was not changed."):
         from visionllm_edge.export.progress import Progress
         from visionllm_edge.export.verify import verify_bundle
@@ -117,6 +133,27 @@ def verify(bundle: Path, checkpoint: Path | None, as_json: bool) -> None:
         f"{bundle}: {report.files} files unchanged, {len(report.stages)} stages right "
         f"({comparisons} tensors against the {report.against})"
     )
+
+
+def _layerwise(kit: Path, stage: str, plugin_library: Path | None, as_json: bool) -> None:
+    with _interruptible("The kit was not changed."):
+        from visionllm_edge.export.layerwise import bisect
+
+        found = bisect(kit, stage, plugin_library=plugin_library)
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(found)))
+        return
+    for command in found.commands:
+        click.echo(command, err=True)
+    overflow = f"'{found.not_finite}' is not finite" if found.not_finite else "all finite"
+    click.echo(f"{found.stage}: {found.tensors} tensors in ONNX Runtime, {overflow}")
+    if not found.compared:
+        click.echo(f"not compared with an engine: {found.device}")
+    elif found.first is None:
+        click.echo(f"no layer differs on {found.device}; a fused engine may still")
+    else:
+        click.echo(f"first layer that differs on {found.device}: '{found.first}'")
+        click.echo(f"by {found.difference:.3g} of its largest value")
 
 
 @click.command()

@@ -31,7 +31,6 @@ from visionllm_edge.export.checkpoint import Checkpoint, load_model
 from visionllm_edge.export.components.model import VisionLLM
 from visionllm_edge.export.config import VisionLLMConfig
 from visionllm_edge.export.end_to_end import check_end_to_end
-from visionllm_edge.export.lowering import TARGETS
 from visionllm_edge.export.preprocessing import PREPROCESS
 from visionllm_edge.export.progress import Progress
 from visionllm_edge.export.stages import STAGES, Stage
@@ -54,6 +53,7 @@ from visionllm_edge.runtime.manifest import (
     VisionSpec,
 )
 from visionllm_edge.runtime.ports import Port
+from visionllm_edge.runtime.targets import find_target
 
 __all__ = ["CompileReport", "compile_checkpoint"]
 
@@ -106,8 +106,11 @@ def compile_checkpoint(
     Raises:
         EdgeError: with what is wrong with checkpoint, config, a stage or the output folder.
     """
-    if target not in TARGETS:
-        raise ConfigError(f"target '{target}': expected one of {', '.join(sorted(TARGETS))}.")
+    if find_target(target).backend != "onnxruntime":
+        raise ConfigError(
+            f"target '{target}': a checkpoint is compiled for the cpu, got a target of engines. "
+            f"Compile with --target cpu, then `visionllm-edge build BUNDLE --target {target}`."
+        )
     progress = progress or Progress(silent=True)
     progress.total = len(STAGES) + 4
     opened = Checkpoint(checkpoint)
@@ -159,7 +162,7 @@ def _stage_key(checkpoint: Checkpoint, stage: Stage, target: str) -> str:
     return key_of(
         {
             "stage": stage.name,
-            "target": dataclasses.asdict(TARGETS[target]),
+            "target": find_target(target).to_dict(),
             "config": dict(checkpoint.config.raw),
             "weights": checkpoint.fingerprint(stage.weight_prefixes),
         }
@@ -257,7 +260,11 @@ def _copy_stage(cache: StageCache, entry: Path, writer: BundleWriter) -> StageSp
             writer.add_file(relative, entry / relative)
     content = json.loads((entry / STAGE_FILE).read_text(encoding="utf-8"))
     variants = tuple(
-        Variant(None if v["bucket"] is None else (v["bucket"][0], v["bucket"][1]), v["model"])
+        Variant(
+            None if v["bucket"] is None else (v["bucket"][0], v["bucket"][1]),
+            v["model"],
+            v["canonical"],
+        )
         for v in content["variants"]
     )
     return StageSpec(
@@ -288,7 +295,7 @@ def _manifest(
 ) -> Manifest:
     config = checkpoint.config
     llm, vision, deployment = config.llm, config.vision, config.deployment
-    row = TARGETS[target]
+    row = find_target(target)
     return Manifest(
         family="visionllm_v2",
         name=name,

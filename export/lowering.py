@@ -1,49 +1,62 @@
 """Which form a semantic operator takes on a target: the table, and the walk that applies it.
 
-The table is data: operator x target -> forms in order of preference. A form may refuse a node
-with a reason; the next one is tried. The report names the form of every node and why the better
-ones were refused, so that no build chooses silently.
+The table is data: operator x kind of target -> forms in order of preference. A form may refuse a
+node with a reason; the next one is tried. The report names the form of every node and why the
+better ones were refused, so that no build chooses silently.
 
-====================  ===============================  ==========================================
-form                  node becomes                     runs on
-====================  ===============================  ==========================================
-function              itself, body in the model        any backend that knows ONNX functions
-group_query_attention com.microsoft GroupQueryAttention ONNX Runtime, cache updated in place
-====================  ===============================  ==========================================
+=====================  =================================  ========================================
+form                   node becomes                       runs on
+=====================  =================================  ========================================
+function               itself, body in the model          any backend that knows ONNX functions
+cpu_kernel             the same                           ONNX Runtime with our kernel library; the
+                                                          function of the file without it
+group_query_attention  com.microsoft GroupQueryAttention  ONNX Runtime, cache updated in place
+plugin                 itself, with plugin attributes     TensorRT with our plugin; the body stays
+                                                          where the release prefers the plugin
+cached_attention       explicit mask, ScatterND, MatMul,  TensorRT: right on every release, and its
+                       Softmax, MatMul                    builder fuses it
+gather                 row gathers and a MatMul           every TensorRT: no GridSample at all
+inline                 its function's body                every TensorRT that has the operators
+=====================  =================================  ========================================
+
+After the forms come, in this order: functions inlined, the opset brought down to what the release
+takes, half precision, functions stripped where they would hide a plugin, and the checks. Facts
+about releases are data in `visionllm_edge.runtime.releases`.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
 import onnx_ir as ir
 
+from visionllm_edge.export.passes.check_grid_sample import check_grid_sample
+from visionllm_edge.export.passes.check_operators import check_operators
+from visionllm_edge.export.passes.convert_precision import HALF_TYPES, convert_precision
 from visionllm_edge.export.passes.drop_dead_code import drop_dead_code
+from visionllm_edge.export.passes.gather_ms_deform_attn import gather_ms_deform_attn
+from visionllm_edge.export.passes.inline_functions import inline_functions
+from visionllm_edge.export.passes.keep_list import keep_list
 from visionllm_edge.export.passes.lower_cached_attention_to_gqa import (
     lower_cached_attention_to_gqa,
 )
+from visionllm_edge.export.passes.lower_opset import lower_opset
+from visionllm_edge.export.passes.strip_functions import strip_functions
 from visionllm_edge.plugins.semantic_op import DOMAIN
-from visionllm_edge.runtime.errors import ConfigError, ExportError
+from visionllm_edge.runtime.backends.base import PAST_PREFIX, PRESENT_PREFIX
+from visionllm_edge.runtime.errors import ExportError
+from visionllm_edge.runtime.ports import Port, StagePorts
+from visionllm_edge.runtime.targets import Target
 
-__all__ = ["FORMS", "TABLE", "TARGETS", "LoweredNode", "Target", "lower"]
+__all__ = ["FORMS", "KEPT", "TABLE", "Form", "LoweredNode", "forms_for", "lower", "lowered_ports"]
 
-Lowering = Callable[[ir.Model, ir.Node], "str | None"]
+KEPT = "visionllm.kept"
+"""Key of a lowered model's `meta`: rule of the keep list -> nodes that it left in fp32."""
 
-
-@dataclass(frozen=True)
-class Target:
-    """A device family: the backend that runs there and the precision its graphs have."""
-
-    name: str
-    backend: str
-    precision: str
-
-
-TARGETS: Mapping[str, Target] = MappingProxyType(
-    {target.name: target for target in (Target("cpu", "onnxruntime", "fp32"),)}
-)
+_PORT_TYPES = {"fp16": "float16", "bf16": "bfloat16"}
 
 
 @dataclass(frozen=True)
@@ -67,56 +80,153 @@ class LoweredNode:
         return {"node": self.node, "op": self.op, "form": self.form, "reason": self.reason}
 
 
-def _keep_function(model: ir.Model, node: ir.Node) -> str | None:
+@dataclass(frozen=True)
+class Form:
+    """One way to express a semantic node.
+
+    Attributes:
+        apply: changes the node, or gives the reason why it cannot.
+        why: one line for the report.
+        inlined: the node is replaced by its function's body after all nodes were visited.
+    """
+
+    apply: Callable[[ir.Model, ir.Node], str | None]
+    why: str
+    inlined: bool = False
+
+
+def _has_function(model: ir.Model, node: ir.Node) -> str | None:
     known = node.op_identifier() in model.functions
     return None if known else "the model holds no function body for it"
 
 
-FORMS: Mapping[str, Lowering] = MappingProxyType(
+def _has_plugin_attributes(model: ir.Model, node: ir.Node) -> str | None:
+    missing = [a for a in ("plugin_version", "plugin_namespace") if a not in node.attributes]
+    return f"the node has no attribute {', '.join(missing)}" if missing else None
+
+
+FORMS: Mapping[str, Form] = MappingProxyType(
     {
-        "function": _keep_function,
-        "group_query_attention": lower_cached_attention_to_gqa,
+        "function": Form(_has_function, "ONNX Runtime runs the function of the file"),
+        "cpu_kernel": Form(
+            _has_function, "our kernel where its library is there, else the function of the file"
+        ),
+        "group_query_attention": Form(
+            lower_cached_attention_to_gqa, "ONNX Runtime's operator updates the cache in place"
+        ),
+        "plugin": Form(
+            _has_plugin_attributes, "our plugin: fp32 locations and sums, one kernel launch"
+        ),
+        "cached_attention": Form(
+            _has_function,
+            "explicit mask: the parsers misread the causal flag and drop the valid length",
+            inlined=True,
+        ),
+        "gather": Form(gather_ms_deform_attn, "no GridSample, so right on every release"),
+        "inline": Form(_has_function, "standard operators of its function", inlined=True),
     }
 )
 
 TABLE: Mapping[str, Mapping[str, tuple[str, ...]]] = MappingProxyType(
     {
-        "CachedAttention": {"cpu": ("group_query_attention", "function")},
-        "MultiScaleDeformableAttention": {"cpu": ("function",)},
+        "CachedAttention": {
+            "onnxruntime": ("group_query_attention", "function"),
+            "plugins": ("cached_attention",),
+            "standard": ("cached_attention",),
+        },
+        "GridSamplePromptPool": {
+            "onnxruntime": ("cpu_kernel",),
+            "plugins": ("plugin", "inline"),
+            "standard": ("inline",),
+        },
+        "MultiScaleDeformableAttention": {
+            "onnxruntime": ("cpu_kernel",),
+            "plugins": ("plugin", "gather", "inline"),
+            "standard": ("gather", "inline"),
+        },
     }
 )
+"""Operator -> kind of target -> forms, best first. Kinds: `onnxruntime`; TensorRT with our
+`plugins`; TensorRT with `standard` operators only."""
 
 
-def lower(model: ir.Model, target: str) -> list[LoweredNode]:
+def forms_for(op: str, target: Target, *, plugins: bool = True) -> tuple[str, ...]:
+    """The forms of an operator on a target, best first; none if the table has no entry."""
+    kind = target.backend if target.backend == "onnxruntime" else "plugins"
+    if kind == "plugins" and not plugins:
+        kind = "standard"
+    return TABLE.get(op, {}).get(kind, ())
+
+
+def lower(
+    model: ir.Model, target: Target, *, precision: str | None = None, plugins: bool = True
+) -> list[LoweredNode]:
     """Bring a canonical graph into the form of a target, in place.
+
+    Args:
+        model: canonical, in fp32.
+        target: a row of the target table.
+        precision: of the result; the target's default if not given.
+        plugins: whether our TensorRT plugins may be used.
 
     Returns:
         One entry per semantic node, in graph order.
 
     Raises:
-        ConfigError: unknown target.
-        ExportError: an operator without a form for the target, or every form refused a node.
+        ConfigError: the target does not compute in that precision.
+        ExportError: an operator without a form for the target, every form refused a node, or the
+            release lacks or misreads what is in the graph.
     """
-    if target not in TARGETS:
-        raise ConfigError(f"target '{target}': expected one of {', '.join(sorted(TARGETS))}.")
+    precision = target.resolve_precision(precision)
     report = []
     for node in [node for node in model.graph.all_nodes() if node.domain == DOMAIN]:
-        report.append(_lower_node(model, node, target))
+        report.append(_lower_node(model, node, target, plugins))
+    inline_functions(model, {entry.op for entry in report if FORMS[entry.form].inlined})
+    release = target.release
+    lower_opset(model, release.max_opset)
+    if precision != "fp32":
+        keep = keep_list(model, HALF_TYPES[precision])
+        model.meta[KEPT] = Counter(keep.values())
+        convert_precision(model, precision, keep, half_ends=_cache_ends(model))
+    in_plugins = {entry.op for entry in report if entry.form == "plugin"}
+    if in_plugins and release.node_with_function == "function":
+        strip_functions(model)
     drop_dead_code(model)
+    if not any(node.domain == DOMAIN for node in model.graph):
+        model.graph.opset_imports.pop(DOMAIN, None)
+    if target.backend != "onnxruntime":
+        check_grid_sample(model)
+    check_operators(model, release, plugins=in_plugins)
     return report
 
 
-def _lower_node(model: ir.Model, node: ir.Node, target: str) -> LoweredNode:
+def lowered_ports(ports: StagePorts, precision: str) -> StagePorts:
+    """The ends of a lowered stage: the cache takes the half type, everything else stays."""
+    if precision == "fp32":
+        return ports
+
+    def half(port: Port) -> Port:
+        cache = port.name.startswith((PAST_PREFIX, PRESENT_PREFIX)) and port.dtype == "float32"
+        return Port(port.name, _PORT_TYPES[precision], port.shape) if cache else port
+
+    return StagePorts(ports.stage, tuple(map(half, ports.inputs)), tuple(map(half, ports.outputs)))
+
+
+def _cache_ends(model: ir.Model) -> set[str]:
+    names = [value.name or "" for value in (*model.graph.inputs, *model.graph.outputs)]
+    return {name for name in names if name.startswith((PAST_PREFIX, PRESENT_PREFIX))}
+
+
+def _lower_node(model: ir.Model, node: ir.Node, target: Target, plugins: bool) -> LoweredNode:
     op, name = node.op_type, node.name or ""
-    forms = TABLE.get(op, {}).get(target, ())
+    forms = forms_for(op, target, plugins=plugins)
     refusals: list[str] = []
     for form in forms:
-        refusal = FORMS[form](model, node)
+        refusal = FORMS[form].apply(model, node)
         if refusal is None:
-            reason = "; ".join([*refusals, f"preference {len(refusals) + 1} of {len(forms)}"])
-            return LoweredNode(name, op, form, reason)
+            return LoweredNode(name, op, form, "; ".join([*refusals, FORMS[form].why]))
         refusals.append(f"{form} refused: {refusal}")
     raise ExportError(
-        f"graph '{model.graph.name}': node '{name}' ({op}) has no form for target '{target}': "
-        f"{'; '.join(refusals) or 'the lowering table has no entry'}."
+        f"graph '{model.graph.name}': node '{name}' ({op}) has no form for target "
+        f"'{target.name}': {'; '.join(refusals) or 'the lowering table has no entry'}."
     )

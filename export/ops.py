@@ -19,7 +19,7 @@ from torch import Tensor
 
 from visionllm_edge.plugins.semantic_op import DOMAIN, PLUGIN_NAMESPACE, PLUGIN_VERSION
 
-__all__ = ["cached_attention", "ms_deform_attn"]
+__all__ = ["cached_attention", "grid_sample_prompt_pool", "ms_deform_attn"]
 
 _PLUGIN_ATTRS = {"plugin_version": PLUGIN_VERSION, "plugin_namespace": PLUGIN_NAMESPACE}
 
@@ -90,6 +90,53 @@ def _ms_deform_attn_eager(
         total = part if total is None else total + part
     assert total is not None, "at least one level"
     return total.reshape(batch, heads, depth, queries).permute(0, 3, 1, 2).to(value.dtype)
+
+
+def grid_sample_prompt_pool(features: Tensor, masks: Tensor, region_image: Tensor) -> Tensor:
+    """The mean of a feature map, sampled bilinearly at every foreground pixel of a mask.
+
+    A foreground pixel (y, x) is the point (x / W, y / H), without a half-pixel offset; outside the
+    map is zero. Differentiable in the features. In eager mode this is the exact fold: tent matrices
+    turn the mask into one weight per cell.
+
+    Args:
+        features: [N, Gh, Gw, C], finite.
+        masks: float32 [R, H, W]; not zero is foreground.
+        region_image: int32 [R], the image of every region; outside 0 .. N-1 gives zeros.
+
+    Returns:
+        [R, C] in the dtype of `features`; zeros where a mask is empty.
+    """
+    if torch.onnx.is_in_onnx_export():
+        result: Tensor = torch.onnx.ops.symbolic(
+            f"{DOMAIN}::GridSamplePromptPool",
+            (features, masks, region_image),
+            dict(_PLUGIN_ATTRS),
+            dtype=features.dtype,
+            shape=(masks.shape[0], features.shape[3]),
+            version=1,
+        )
+        return result
+    images, grid_height, grid_width, _ = features.shape
+    dtype = torch.promote_types(features.dtype, torch.float32)
+
+    def tent(pixels: int, cells: int) -> Tensor:
+        points = torch.arange(pixels, device=features.device) * cells
+        centres = torch.arange(cells, device=features.device, dtype=dtype)
+        distance = (points.to(dtype) / pixels - 0.5)[:, None] - centres[None, :]
+        return (1 - distance.abs()).clamp(min=0)
+
+    foreground = (masks != 0).to(dtype)
+    count = foreground.sum(dim=(1, 2)).clamp(min=1)
+    height, width = masks.shape[1:]
+    rows = foreground @ tent(width, grid_width)
+    weights = tent(height, grid_height).T @ rows / count[:, None, None]
+    numbers = torch.arange(images, device=features.device)
+    chosen = (region_image[:, None] == numbers[None, :]).to(dtype)
+    # [R, N, Gh, Gw]: the weights of a region at its own image, zeros at all others.
+    placed = chosen[:, :, None, None] * weights[:, None]
+    pooled = placed.flatten(1) @ features.to(dtype).flatten(0, 2)
+    return pooled.to(features.dtype)
 
 
 def cached_attention(

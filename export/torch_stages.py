@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +17,7 @@ from visionllm_edge.export.stages import STAGES, Bucket
 from visionllm_edge.runtime.backends.base import PAST_PREFIX, PRESENT_PREFIX, KVCache, StageRunner
 from visionllm_edge.runtime.errors import BundleError
 from visionllm_edge.runtime.ports import Array, StagePorts, bind_inputs
+from visionllm_edge.runtime.ports import Tensor as StageTensor
 
 __all__ = ["TorchStages"]
 
@@ -73,10 +75,13 @@ class _TorchStage:
     def ports(self) -> StagePorts:
         return self._ports
 
-    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    def run(self, inputs: Mapping[str, StageTensor]) -> dict[str, Array]:
         bind_inputs(self._ports.stage, self._ports.inputs, inputs, {})
-        tensors = [torch.from_numpy(inputs[port.name]) for port in self._ports.inputs]
+        tensors = [torch.from_numpy(np.asarray(inputs[port.name])) for port in self._ports.inputs]
         return {name: tensor.numpy() for name, tensor in self._call(tensors).items()}
+
+    def run_kept(self, inputs: Mapping[str, StageTensor]) -> dict[str, StageTensor]:
+        return {**self.run(inputs)}
 
     def new_cache(self, capacity: int) -> KVCache:
         tensors = {}
@@ -86,12 +91,12 @@ class _TorchStage:
                 tensors[port.name] = torch.zeros(shape)
         return _TorchCache(tensors)
 
-    def run_with_cache(self, inputs: Mapping[str, Array], cache: KVCache) -> dict[str, Array]:
+    def run_with_cache(self, inputs: Mapping[str, StageTensor], cache: KVCache) -> dict[str, Array]:
         assert isinstance(cache, _TorchCache), "a cache belongs to the stage that made it"
         tensors = [
             cache.tensors[port.name]
             if port.name in cache.tensors
-            else torch.from_numpy(inputs[port.name])
+            else torch.from_numpy(np.asarray(inputs[port.name]))
             for port in self._ports.inputs
         ]
         outputs = self._call(tensors)

@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from visionllm_edge.export.check_lowered import Golden
 from visionllm_edge.export.parity import TensorParity, compare_with_limits, require_parity
 from visionllm_edge.export.progress import Progress
 from visionllm_edge.runtime.backends import StageOptions, load_backend
 from visionllm_edge.runtime.backends.base import PRESENT_PREFIX
 from visionllm_edge.runtime.bundle import Bundle
-from visionllm_edge.runtime.errors import BundleError, ParityError
+from visionllm_edge.runtime.errors import ParityError
 from visionllm_edge.runtime.manifest import StageSpec
-from visionllm_edge.runtime.ports import Array
 
 __all__ = ["StageVerdict", "VerifyReport", "verify_bundle"]
 
@@ -97,37 +97,20 @@ def verify_bundle(
 
 
 def _against_golden(bundle: Bundle, name: str, spec: StageSpec) -> StageVerdict:
-    golden = spec.parity.get("golden")
-    if not isinstance(golden, dict):
-        raise BundleError(
-            f"bundle '{bundle.root.name}': stage '{name}' carries no golden file. Compile it "
-            "again, or verify with --checkpoint."
-        )
-    bucket = golden["bucket"]
-    backend = load_backend(bundle.manifest.target.backend)
+    golden = Golden(bundle, name)
+    target = bundle.manifest.target
+    backend = load_backend(target.backend)
     runner = backend.load_stage(
-        bundle.stage_model(name, None if bucket is None else (bucket[0], bucket[1])),
-        spec.ports(name),
-        StageOptions(),
+        bundle.stage_model(name, golden.bucket), spec.ports(name), StageOptions()
     )
-    inputs, expected = _read_golden(bundle.file(golden["file"]))
     got = {}
-    for output, array in runner.run(inputs).items():
+    for output, array in runner.run(golden.inputs).items():
         # The golden file holds the rows of the cache that have a defined value.
-        rows = expected[output].shape[2] if output.startswith(PRESENT_PREFIX) else None
+        rows = golden.outputs[output].shape[2] if output.startswith(PRESENT_PREFIX) else None
         got[output] = np.array(array if rows is None else array[:, :, :rows])
-    report = compare_with_limits(got, expected, golden["limits"])
+    report = compare_with_limits(got, golden.outputs, golden.limits[target.precision])
     require_parity(name, report)
     return StageVerdict(name, len(report), _worst(report))
-
-
-def _read_golden(path: Path) -> tuple[dict[str, Array], dict[str, Array]]:
-    with np.load(path, allow_pickle=False) as stored:
-        named = {name: stored[name] for name in stored.files}
-    return (
-        {name[3:]: array for name, array in named.items() if name.startswith("in.")},
-        {name[4:]: array for name, array in named.items() if name.startswith("out.")},
-    )
 
 
 def _against_checkpoint(bundle: Bundle, folder: Path, progress: Progress) -> VerifyReport:

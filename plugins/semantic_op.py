@@ -8,6 +8,7 @@ operator's `onnx_function.py` and is imported when asked for.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -65,6 +66,41 @@ class SemanticOp:
     def type_combinations(self) -> tuple[tuple[str, ...], ...]:
         """Element types of all inputs then all outputs, one tuple per supported combination."""
         return tuple(zip(*(port.dtypes for port in self.inputs + self.outputs), strict=True))
+
+    def letters(self, shapes: Sequence[tuple[int, ...]]) -> dict[str, int]:
+        """Read the size of every letter off the shapes of the inputs.
+
+        Letters are single axes; a port whose shape has products (`H*Dh`) is not supported.
+
+        Args:
+            shapes: of the inputs, in order.
+
+        Raises:
+            ValueError: wrong number of inputs, wrong rank, a fixed size or a letter that differs.
+        """
+        if len(shapes) != len(self.inputs):
+            raise ValueError(
+                f"{self.name}: {len(self.inputs)} input shapes expected, got {len(shapes)}."
+            )
+        sizes: dict[str, int] = {}
+        for port, shape in zip(self.inputs, shapes, strict=True):
+            expected = [
+                sizes.get(axis, axis) if isinstance(axis, str) else axis for axis in port.shape
+            ]
+            fits = len(expected) == len(shape) and all(
+                isinstance(wanted, str) or wanted == size
+                for wanted, size in zip(expected, shape, strict=True)
+            )
+            if not fits:
+                wanted_text, got_text = (", ".join(map(str, axes)) for axes in (expected, shape))
+                raise ValueError(
+                    f"{self.name}: input '{port.name}' expected shape [{wanted_text}], "
+                    f"got [{got_text}]."
+                )
+            for axis, size in zip(port.shape, shape, strict=True):
+                if isinstance(axis, str):
+                    sizes[axis] = size
+        return sizes
 
     def onnx_function(self, *, opset: int, **options: int) -> onnx.FunctionProto:
         """Build the operator's meaning in standard ONNX operators.

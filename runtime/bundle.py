@@ -31,11 +31,12 @@ from visionllm_edge.runtime.manifest import (
     MANIFEST_NAME,
     FileEntry,
     Manifest,
+    Variant,
     check_relative,
 )
 from visionllm_edge.runtime.ports import Array
 
-__all__ = ["Bundle", "BundleWriter", "Manifest", "sha256_of_file"]
+__all__ = ["Bundle", "BundleWriter", "Manifest", "regular_files", "sha256_of_file"]
 
 _log = logging.getLogger(__name__)
 _PARTIAL = ".partial-"
@@ -103,8 +104,8 @@ class Bundle:
             raise BundleError(f"bundle {str(self.root)!r}: no file {relative!r} in the manifest")
         return self.root / relative
 
-    def stage_model(self, stage: str, bucket: tuple[int, int] | None = None) -> Path:
-        """The graph of a stage, for a size bucket where the stage has several.
+    def variant(self, stage: str, bucket: tuple[int, int] | None = None) -> Variant:
+        """The entry of a stage's graph, for a size bucket where the stage has several.
 
         Raises:
             BundleError: no such stage, or none for that bucket.
@@ -117,11 +118,15 @@ class Bundle:
             )
         for variant in spec.variants:
             if variant.bucket == bucket:
-                return self.file(variant.model)
+                return variant
         raise BundleError(
             f"bundle {str(self.root)!r}: stage {stage!r} has no graph for bucket {bucket}; "
             f"it has {[variant.bucket for variant in spec.variants]}"
         )
+
+    def stage_model(self, stage: str, bucket: tuple[int, int] | None = None) -> Path:
+        """The graph of a stage; see :meth:`variant`."""
+        return self.file(self.variant(stage, bucket).model)
 
     def array(self, relative: str) -> Array:
         """A ``.npy`` file of the bundle, mapped into memory and read-only.
@@ -140,7 +145,7 @@ class Bundle:
         return array
 
     def _check_listing(self) -> None:
-        found = _regular_files(self.root)
+        found = regular_files(self.root)
         found.pop(MANIFEST_NAME, None)
         listed = self.manifest.files
         for kind, names in (
@@ -244,7 +249,7 @@ class BundleWriter:
         folder = self._folder()
         entries = {
             relative: FileEntry(size, sha256_of_file(folder / relative))
-            for relative, size in sorted(_regular_files(folder).items())
+            for relative, size in sorted(regular_files(folder).items())
         }
         if isinstance(manifest, Manifest):
             content = dataclasses.replace(manifest, files=entries).to_dict()
@@ -340,7 +345,7 @@ def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not a JSON number")
 
 
-def _regular_files(root: Path) -> dict[str, int]:
+def regular_files(root: Path) -> dict[str, int]:
     """Sizes of all files below a folder, by relative path with '/'.
 
     Raises:
@@ -380,7 +385,7 @@ def _refuse_unless_replaceable(target: Path) -> None:
         return
     try:
         listed = _read_manifest(target).files.keys() | {MANIFEST_NAME}
-        foreign = sorted(_regular_files(target).keys() - listed)
+        foreign = sorted(regular_files(target).keys() - listed)
     except BundleError as e:
         raise BundleError(
             f"{str(target)!r} exists and is no bundle of this version, so it is not replaced "

@@ -42,7 +42,7 @@ __all__ = [
     "check_relative",
 ]
 
-SCHEMA = 1
+SCHEMA = 2
 MANIFEST_NAME = "manifest.json"
 
 _DETECTOR_PREFIX = "det_"
@@ -67,10 +67,18 @@ class TargetSpec:
 
 @dataclass(frozen=True)
 class Variant:
-    """One graph of a stage; ``bucket`` is the (height, width) it is made for, if any."""
+    """One graph of a stage.
+
+    Attributes:
+        bucket: the (height, width) it is made for, if any.
+        model: what the backend loads.
+        canonical: the graph before lowering, from which a kit for another target is made; None in
+            a bundle of engines.
+    """
 
     bucket: tuple[Count, Count] | None
     model: str
+    canonical: str | None = None
 
 
 @dataclass(frozen=True)
@@ -256,7 +264,11 @@ class Manifest:
             if link.table is not None:
                 out[link.table] = f"model.superlink.{name}.table"
         for name, stage in self.stages.items():
-            out.update({variant.model: f"stages.{name}.variants" for variant in stage.variants})
+            where = f"stages.{name}.variants"
+            for variant in stage.variants:
+                out[variant.model] = where
+                if variant.canonical is not None:
+                    out[variant.canonical] = where
         return out
 
     def check_references(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,16 +18,40 @@ from visionllm_edge.runtime.errors import BackendError
 __all__ = [
     "DTYPES",
     "Array",
+    "DeviceTensor",
     "Port",
     "StagePorts",
+    "Tensor",
     "bind_inputs",
+    "numpy_dtype",
     "resolve_shape",
     "shape_text",
 ]
 
-DTYPES = ("float32", "float16", "int64", "int32", "int8", "uint8", "bool")
+DTYPES = ("float32", "float16", "bfloat16", "int64", "int32", "int8", "uint8", "bool")
 
 Array = npt.NDArray[np.generic]
+
+
+class DeviceTensor(Protocol):
+    """An array that a backend left in its device's memory; numpy reads it by copying it."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As of a numpy array."""
+        ...
+
+    @property
+    def element_type(self) -> str:
+        """One of ``DTYPES``."""
+        ...
+
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> Array:
+        """A copy on the host."""
+        ...
+
+
+Tensor = Array | DeviceTensor
 
 
 @dataclass(frozen=True)
@@ -82,6 +107,11 @@ def shape_text(shape: Sequence[int | str]) -> str:
     return "[" + ", ".join(str(axis) for axis in shape) + "]"
 
 
+def numpy_dtype(dtype: str) -> np.dtype[np.generic]:
+    """How numpy holds a port's elements: numpy has no bfloat16, whose bits travel as uint16."""
+    return np.dtype("uint16" if dtype == "bfloat16" else dtype)
+
+
 def resolve_shape(port: Port, symbols: Mapping[str, int]) -> tuple[int, ...] | None:
     """The port's shape in numbers, or None while one of its symbols is unknown."""
     axes = [symbols.get(axis) if isinstance(axis, str) else axis for axis in port.shape]
@@ -92,7 +122,7 @@ def resolve_shape(port: Port, symbols: Mapping[str, int]) -> tuple[int, ...] | N
 def bind_inputs(
     stage: str,
     ports: Sequence[Port],
-    inputs: Mapping[str, Array],
+    inputs: Mapping[str, Tensor],
     known: Mapping[str, int] | None = None,
 ) -> dict[str, int]:
     """Check arrays against the input ports of a stage; returns the number behind each symbol.
@@ -119,15 +149,21 @@ def bind_inputs(
     return symbols
 
 
-def _bind_one(stage: str, port: Port, array: Array, symbols: dict[str, int]) -> None:
-    if not isinstance(array, np.ndarray):
+def _bind_one(stage: str, port: Port, array: Tensor, symbols: dict[str, int]) -> None:
+    if isinstance(array, np.ndarray):
+        dtype = array.dtype.name
+        same_dtype = array.dtype == numpy_dtype(port.dtype)
+    elif hasattr(array, "element_type"):
+        dtype = array.element_type
+        same_dtype = dtype == port.dtype
+    else:
         raise BackendError(
             f"stage {stage!r}: input {port.name!r} expected a numpy array, "
             f"got {type(array).__name__}"
         )
-    got = f"got {shape_text(array.shape)} {array.dtype.name}"
+    got = f"got {shape_text(array.shape)} {dtype}"
     expected = f"stage {stage!r}: input {port.name!r} expected {shape_text(port.shape)}"
-    if array.dtype.name != port.dtype or len(array.shape) != len(port.shape):
+    if not same_dtype or len(array.shape) != len(port.shape):
         raise BackendError(f"{expected} {port.dtype}, {got}")
     for axis, length in zip(port.shape, array.shape, strict=True):
         if isinstance(axis, int):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from visionllm_edge.runtime import VisionLLM
 from visionllm_edge.runtime import shapes_world as world
 from visionllm_edge.runtime.backends.base import StageRunner
 from visionllm_edge.runtime.errors import ContextError, InputError
+from visionllm_edge.runtime.ports import Tensor
 from visionllm_edge.runtime.results import DetectionResult
 
 pytestmark = pytest.mark.slow
@@ -86,9 +87,9 @@ class _Recorder:
     def __init__(self, inner: StageRunner, seen: list[np.ndarray]) -> None:
         self._inner, self._seen = inner, seen
 
-    def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def run_kept(self, inputs: dict[str, np.ndarray]) -> Mapping[str, Tensor]:
         self._seen.append(inputs["text_states"].copy())
-        return self._inner.run(inputs)
+        return self._inner.run_kept(inputs)
 
 
 @pytest.fixture

@@ -11,7 +11,11 @@ from visionllm_edge.runtime.errors import BackendError
 __all__ = ["BACKENDS", "Backend", "KVCache", "StageOptions", "StageRunner", "load_backend"]
 
 # By dotted name, so that a backend's library is imported only where a bundle asks for it.
-BACKENDS = {"onnxruntime": "visionllm_edge.runtime.backends.onnxruntime_cpu:OnnxRuntimeBackend"}
+BACKENDS = {
+    "onnxruntime": "visionllm_edge.runtime.backends.onnxruntime_cpu:OnnxRuntimeBackend",
+    "tensorrt": "visionllm_edge.runtime.backends.tensorrt:enterprise",
+    "tensorrt_rtx": "visionllm_edge.runtime.backends.tensorrt:rtx",
+}
 
 
 def load_backend(name: str) -> Backend:
@@ -25,9 +29,9 @@ def load_backend(name: str) -> Backend:
             f"backend {name!r} is unknown; expected one of {', '.join(sorted(BACKENDS))}. "
             "Compile the bundle for a target of this version."
         )
-    module_name, class_name = BACKENDS[name].split(":")
+    module_name, factory = BACKENDS[name].split(":")
     try:
         module = importlib.import_module(module_name)
     except ImportError as e:
         raise BackendError(f"backend {name!r}: its library cannot be imported ({e})") from e
-    return cast(Backend, getattr(module, class_name)())
+    return cast(Backend, getattr(module, factory)())

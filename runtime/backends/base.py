@@ -1,4 +1,8 @@
-"""What every backend offers. Names no library; arrays go in and out as numpy."""
+"""What every backend offers. Names no library; arrays go in and out as numpy.
+
+Between the stages of one chain they need not: ``run_kept`` leaves outputs where the backend made
+them, and ``run`` of any stage of that backend takes them back in.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from visionllm_edge.runtime.ports import Array, StagePorts
+from visionllm_edge.runtime.bundle import Bundle
+from visionllm_edge.runtime.ports import Array, StagePorts, Tensor
 
 __all__ = ["PAST_PREFIX", "PRESENT_PREFIX", "Backend", "KVCache", "StageOptions", "StageRunner"]
 
@@ -23,10 +28,19 @@ class StageOptions:
     Attributes:
         threads: inside one operator; None leaves it to the backend (all physical cores).
         custom_op_libraries: shared libraries with operators that the graph needs.
+        cpu_kernels: run our operators as compiled kernels where they are built and the backend
+            takes them; otherwise the functions in the graph run, with the same answers.
+        bundle: where the stage comes from. A backend whose files are native code loads nothing
+            without it, and compares every such file with the bundle's manifest.
+        sha256: digest that the stage's file must have where no bundle vouches for it yet: the
+            build gives it for an engine that it has just made.
     """
 
     threads: int | None = None
     custom_op_libraries: tuple[Path, ...] = ()
+    cpu_kernels: bool = True
+    bundle: Bundle | None = None
+    sha256: str | None = None
 
 
 class KVCache(Protocol):
@@ -55,11 +69,12 @@ class StageRunner(Protocol):
         """The stage's named ends."""
         ...
 
-    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Array]:
         """Run the stage once.
 
         Args:
-            inputs: one array per input port. They are read, never written.
+            inputs: one array per input port, from the host or as ``run_kept`` gave it. They are
+                read, never written.
 
         Returns:
             One array per output port. **They belong to the runner and the next run overwrites
@@ -67,6 +82,21 @@ class StageRunner(Protocol):
 
         Raises:
             BackendError: an input does not match its port, or the backend failed.
+        """
+        ...
+
+    def run_kept(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Run once and leave the outputs where the backend made them.
+
+        Args:
+            inputs: as for :meth:`run`.
+
+        Returns:
+            One array per output port. They are the caller's: no later run touches them.
+            ``numpy.asarray`` reads any of them.
+
+        Raises:
+            BackendError: as :meth:`run`.
         """
         ...
 
@@ -78,7 +108,7 @@ class StageRunner(Protocol):
         """
         ...
 
-    def run_with_cache(self, inputs: Mapping[str, Array], cache: KVCache) -> dict[str, Array]:
+    def run_with_cache(self, inputs: Mapping[str, Tensor], cache: KVCache) -> dict[str, Array]:
         """Run once with the cache as past and as present: it is updated in place, never copied.
 
         Args:

@@ -3,10 +3,16 @@
 Every session has its own options; nothing of ONNX Runtime's process-wide state is touched.
 Output buffers are kept and reused wherever the inputs settle the output's shape; only an output
 whose size depends on values is allocated by ONNX Runtime.
+
+A graph holds every operator of ours as an ONNX function. Where the library of CPU kernels is built
+it is registered with every session, and ONNX Runtime then runs the kernel in the function's place.
+The log says once which of the two it is.
 """
 
 from __future__ import annotations
 
+import functools
+import logging
 import math
 import weakref
 from collections.abc import Mapping, Sequence
@@ -16,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
+from visionllm_edge.plugins.cpu.library import SWITCH, find_library, instruction_set
 from visionllm_edge.runtime.backends.base import (
     PAST_PREFIX,
     PRESENT_PREFIX,
@@ -23,13 +30,23 @@ from visionllm_edge.runtime.backends.base import (
     StageOptions,
 )
 from visionllm_edge.runtime.errors import BackendError
-from visionllm_edge.runtime.ports import Array, Port, StagePorts, bind_inputs, resolve_shape
+from visionllm_edge.runtime.ports import (
+    Array,
+    Port,
+    StagePorts,
+    Tensor,
+    bind_inputs,
+    resolve_shape,
+)
 
 __all__ = ["CacheBuffers", "OnnxRuntimeBackend", "OnnxRuntimeStage"]
+
+_log = logging.getLogger(__name__)
 
 _ORT_TYPES = {
     "float32": "tensor(float)",
     "float16": "tensor(float16)",
+    "bfloat16": "tensor(bfloat16)",
     "int64": "tensor(int64)",
     "int32": "tensor(int32)",
     "int8": "tensor(int8)",
@@ -54,6 +71,8 @@ class OnnxRuntimeBackend:
             session = ort.InferenceSession(
                 str(path), _session_options(options), providers=["CPUExecutionProvider"]
             )
+        except BackendError:
+            raise
         # ONNX Runtime's exceptions share no base class but Exception.
         except Exception as e:
             raise BackendError(
@@ -129,17 +148,23 @@ class OnnxRuntimeStage:
         """The stage's named ends."""
         return self._ports
 
-    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Array]:
         """Run once; the arrays returned are overwritten by the next run."""
         symbols = bind_inputs(self._ports.stage, self._ports.inputs, inputs, self._symbols)
         binding = self._session.io_binding()
         return self._run(binding, [], self._ports.inputs, self._ports.outputs, inputs, symbols)
 
+    def run_kept(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Run once; the buffers of this run are handed over, the next run makes new ones."""
+        outputs = self.run(inputs)
+        self._buffers.clear()
+        return {**outputs}
+
     def new_cache(self, capacity: int) -> CacheBuffers:
         """Zeroed key/value buffers for this stage."""
         return CacheBuffers(self._ports, capacity, self._symbols)
 
-    def run_with_cache(self, inputs: Mapping[str, Array], cache: KVCache) -> dict[str, Array]:
+    def run_with_cache(self, inputs: Mapping[str, Tensor], cache: KVCache) -> dict[str, Array]:
         """Run once and update the cache in place."""
         if not isinstance(cache, CacheBuffers) or set(cache.arrays) != self._cache_inputs:
             raise BackendError(
@@ -183,7 +208,7 @@ class OnnxRuntimeStage:
         bound: list[str],
         input_ports: Sequence[Port],
         output_ports: Sequence[Port],
-        inputs: Mapping[str, Array],
+        inputs: Mapping[str, Tensor],
         symbols: Mapping[str, int],
     ) -> dict[str, Array]:
         """Bind what is not bound yet and run; ``bound`` are the outputs that are."""
@@ -233,7 +258,48 @@ def _session_options(options: StageOptions) -> ort.SessionOptions:
     out.log_severity_level = _SILENT
     for library in options.custom_op_libraries:
         out.register_custom_ops_library(str(library))
+    if options.cpu_kernels:
+        _register_kernels(out)
+    else:
+        _say_once(logging.INFO, "operators run as ONNX functions: kernels are off for this stage")
     return out
+
+
+def _register_kernels(options: ort.SessionOptions) -> None:
+    """Register the CPU kernels if they are built and can be used; the log says which form runs.
+
+    Raises:
+        BackendError: a switch in the environment has a value that means nothing.
+    """
+    try:
+        library = find_library()
+    except ValueError as e:
+        raise BackendError(str(e)) from e
+    if library is None:
+        why = f"no library of CPU kernels is built, or {SWITCH}=0"
+        _say_once(logging.INFO, f"operators run as ONNX functions: {why}")
+        return
+    try:
+        isa = instruction_set(library)
+        if isa:
+            options.register_custom_ops_library(str(library))
+    # OSError: built for another system. The rest is ONNX Runtime's, without a common base class.
+    except Exception as e:
+        text = f"operators run as ONNX functions: {library.name} cannot be used: {e}"
+        _say_once(logging.WARNING, text)
+        return
+    if not isa:
+        raise BackendError(
+            "VISIONLLM_EDGE_CPU_ISA: expected avx512, avx2 or portable, as far as this processor "
+            "has them. Unset it to use the widest."
+        )
+    _say_once(logging.INFO, f"operators run as CPU kernels ({isa})")
+
+
+@functools.cache
+def _say_once(level: int, text: str) -> None:
+    """One line per process and form, not one per stage."""
+    _log.log(level, "ONNX Runtime %s: %s", ort.__version__, text)
 
 
 def _match_ends(

@@ -32,9 +32,19 @@ COMMANDS = {
     "compile": LazyCommand("export.cli:compile_", "Compile a checkpoint into a bundle."),
     "demo": LazyCommand("export.cli:demo", "Compile the tiny checkpoint and try it on a picture."),
     "verify": LazyCommand("export.cli:verify", "Check a bundle's files and its parity again."),
+    "targets": LazyCommand("runtime.cli.targets:targets", "List what can be compiled for."),
+    "explain": LazyCommand("export.cli_explain:explain", "Show the plan of a build, unbuilt."),
+    "build": LazyCommand("export.cli_build:build", "Build the engines of a bundle for a target."),
+    "kit": LazyCommand("runtime.cli.kit:kit", "Build engines on a device without the exporter."),
     "inspect": LazyCommand("runtime.cli.inspect:inspect", "Show what a bundle holds."),
     "run": LazyCommand("runtime.cli.run:run", "Ask a bundle about a picture."),
     "chat": LazyCommand("runtime.cli.chat:chat", "Talk with a bundle about a picture."),
+    "plugins": LazyCommand(
+        "plugins.cli:plugins", "List the operators' forms, build their library."
+    ),
+    "doctor": LazyCommand(
+        "runtime.cli.doctor:doctor", "Show what this machine has and what it can build."
+    ),
     "eval": LazyCommand("benchmarks.cli:eval_", "Measure a bundle on freshly made pictures."),
 }
 # Extra of the package by the top-level module that it brings.

@@ -2,6 +2,9 @@
 
 The backbone runs once per picture. Encoder and decoder run once per question. The mask head runs
 on the selected queries only: all of them at a real size would be the largest tensor of the chain.
+
+Maps and memory go from stage to stage as the backend keeps them; logits, boxes, queries and masks
+come to the host.
 """
 
 from __future__ import annotations
@@ -67,7 +70,7 @@ class Detector:
         features = self._features(picture)
         bucket = features.prepared.bucket
         valid_size = np.array(features.prepared.valid_size, np.int64)
-        encoded = self._stages.get("det_encoder", bucket).run(
+        encoded = self._stages.get("det_encoder", bucket).run_kept(
             {
                 **{f"map{level}": features.maps[level - 1] for level in (2, 3, 4)},
                 "valid_size": valid_size,
@@ -125,11 +128,10 @@ class Detector:
                 mean=settings.mean,
                 std=settings.std,
             )
-            maps = self._stages.get("det_backbone", prepared.bucket).run(
+            maps = self._stages.get("det_backbone", prepared.bucket).run_kept(
                 {"pixels": prepared.pixels}
             )
             picture.detector = DetectorFeatures(
-                prepared,
-                tuple(np.array(maps[f"map{level}"], np.float32) for level in (1, 2, 3, 4)),
+                prepared, tuple(maps[f"map{level}"] for level in (1, 2, 3, 4))
             )
         return picture.detector

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import replace
 
 from visionllm_edge.runtime.backends import StageOptions, StageRunner, load_backend
 from visionllm_edge.runtime.bundle import Bundle
@@ -35,7 +36,7 @@ class BundleStages:
         """Load the backend, and no stage yet."""
         self._bundle = bundle
         self._backend = load_backend(bundle.manifest.target.backend)
-        self._options = options
+        self._options = replace(options, bundle=bundle)
         self._plain: dict[str, StageRunner] = {}
         self._bucketed: OrderedDict[tuple[int, int], dict[str, StageRunner]] = OrderedDict()
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from visionllm_edge.runtime.images import ImageLike, load_image
 from visionllm_edge.runtime.llm.sequence import ImageRows
+from visionllm_edge.runtime.ports import Tensor
 from visionllm_edge.runtime.preprocess import DetectorInput
 
 __all__ = ["DetectorFeatures", "Picture", "PictureCache"]
@@ -18,10 +19,13 @@ __all__ = ["DetectorFeatures", "Picture", "PictureCache"]
 
 @dataclass(frozen=True)
 class DetectorFeatures:
-    """What the detector keeps of a picture: its prepared input and the backbone's maps (copies)."""
+    """What the detector keeps of a picture: its prepared input and the backbone's maps.
+
+    The maps are this object's own, on the host or wherever the backend made them.
+    """
 
     prepared: DetectorInput
-    maps: tuple[NDArray[np.float32], ...]
+    maps: tuple[Tensor, ...]
 
 
 @dataclass

@@ -21,6 +21,7 @@ from visionllm_edge.export import build_stage as build_stage_module
 from visionllm_edge.export import compile as compile_module
 from visionllm_edge.export import end_to_end as end_to_end_module
 from visionllm_edge.export.cache import StageCache
+from visionllm_edge.export.canonical import load_canonical
 from visionllm_edge.export.compile import CompileReport, compile_checkpoint
 from visionllm_edge.export.lowering import LoweredNode, lower
 from visionllm_edge.export.progress import Progress
@@ -30,6 +31,7 @@ from visionllm_edge.runtime.bundle import Bundle, sha256_of_file
 from visionllm_edge.runtime.cli import main
 from visionllm_edge.runtime.errors import BundleError, CheckpointError, ConfigError, ParityError
 from visionllm_edge.runtime.model import VisionLLM
+from visionllm_edge.runtime.targets import Target
 
 pytestmark = pytest.mark.slow
 
@@ -92,8 +94,8 @@ def test_lowering_reports_name_every_semantic_node(report: CompileReport) -> Non
         for name, stage in stages.items()
     }
     assert forms["llm_decoder"] == ["group_query_attention"]
-    assert forms["det_encoder"] == ["function"] * 2
-    assert forms["det_decoder"] == ["function"] * 4
+    assert forms["det_encoder"] == ["cpu_kernel"] * 2
+    assert forms["det_decoder"] == ["cpu_kernel"] * 4
     assert forms["det_masks"] == []
 
 
@@ -114,6 +116,32 @@ def test_no_path_of_this_machine_is_in_the_bundle(report: CompileReport, checkpo
             content = path.read_bytes()
             assert b"site-packages" not in content, path
             assert str(checkpoint.parent).encode() not in content, path
+
+
+def test_every_graph_has_its_canonical_form_beside_it(report: CompileReport) -> None:
+    bundle = Bundle.open(report.bundle)
+    for name, stage in bundle.manifest.stages.items():
+        for variant in stage.variants:
+            assert variant.canonical == variant.model.replace(".onnx", ".canonical.onnx")
+            model = load_canonical(bundle, name, variant.bucket)
+            assert {node.domain for node in model.graph} <= {"", "visionllm"}
+            weights = {
+                value.const_value.location
+                for value in model.graph.initializers.values()
+                if isinstance(value.const_value, ir.ExternalTensor)
+            }
+            assert weights == {f"{name}.weights"}
+
+
+def test_golden_limits_are_there_for_every_precision(report: CompileReport) -> None:
+    for name, stage in Bundle.open(report.bundle).manifest.stages.items():
+        golden = stage.parity["golden"]
+        assert isinstance(golden, dict), name
+        limits = golden["limits"]
+        assert list(limits) == ["fp32", "fp16", "bf16"]
+        assert all(set(of) == {port.name for port in stage.outputs} for of in limits.values())
+        for output in limits["fp32"]:
+            assert limits["fp32"][output] < limits["fp16"][output] < limits["bf16"][output]
 
 
 def test_the_runtime_answers(report: CompileReport) -> None:
@@ -157,7 +185,7 @@ def test_progress_names_the_stages(
     ]
 
 
-def _broken_lower(model: ir.Model, target: str) -> list[LoweredNode]:
+def _broken_lower(model: ir.Model, target: Target) -> list[LoweredNode]:
     entries = lower(model, target)
     value = max(model.graph.initializers.values(), key=lambda v: v.const_value.nbytes)  # type: ignore[union-attr]
     assert value.const_value is not None
@@ -234,6 +262,8 @@ def test_the_command_prints_its_result_on_stdout(
 def test_wrong_input_is_refused_before_any_work(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="target 'gpu'"):
         compile_checkpoint(checkpoint, tmp_path / "bundle", target="gpu")
+    with pytest.raises(ConfigError, match="then `visionllm-edge build BUNDLE --target rtx-ada`"):
+        compile_checkpoint(checkpoint, tmp_path / "bundle", target="rtx-ada")
     with pytest.raises(CheckpointError, match="found nothing"):
         compile_checkpoint(tmp_path / "nowhere", tmp_path / "bundle")
     broken = shutil.copytree(checkpoint, tmp_path / "broken")

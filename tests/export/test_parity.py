@@ -11,6 +11,7 @@ from visionllm_edge.export.parity import (
     require_parity,
 )
 from visionllm_edge.runtime.errors import ParityError
+from visionllm_edge.runtime.targets import PRECISIONS
 
 TRUTH = {"good": np.array([1.0, -4.0]), "other": np.array([[2.0, 3.0]])}
 CONTROL = {"good": np.array([1.0, -4.001]), "other": np.array([[2.0, 3.0]])}
@@ -61,6 +62,14 @@ def test_the_first_bad_tensor_is_named() -> None:
     report = compare_outputs(ours, TRUTH, CONTROL, precision="fp32")
     with pytest.raises(ParityError, match="output 'good'"):
         require_parity("stage", report)
+
+
+def test_every_precision_of_a_target_has_a_floor_and_coarser_ones_a_larger() -> None:
+    assert tuple(FLOORS) == PRECISIONS
+    assert FLOORS["fp32"] < FLOORS["fp16"] < FLOORS["bf16"]
+    # One unit in the last place of 11 and 8 significant bits.
+    assert FLOORS["fp16"] == pytest.approx(2.0**-10, rel=0.03)
+    assert FLOORS["bf16"] == pytest.approx(2.0**-7, rel=0.03)
 
 
 def test_recorded_limits() -> None:

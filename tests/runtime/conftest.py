@@ -99,6 +99,9 @@ class ToyDecoder:
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         raise AssertionError("the session keeps a cache")
 
+    def run_kept(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        raise AssertionError("the session keeps a cache")
+
     def new_cache(self, capacity: int) -> ToyCache:
         return ToyCache(capacity)
 
@@ -167,6 +170,11 @@ class FunctionStage:
             array.fill(np.nan)
         self._last = outputs
         return dict(outputs)
+
+    def run_kept(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        outputs = self.run(inputs)
+        self._last = {}
+        return outputs
 
     def new_cache(self, capacity: int) -> Any:
         raise AssertionError("no cache")

@@ -79,7 +79,7 @@ DELETE = object()
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("schema", 2, "expected schema 1, which this version reads, got 2"),
+        ("schema", 1, "expected schema 2, which this version reads, got 1"),
         ("schema", True, "got True"),
         ("schema", DELETE, "got None"),
         ("family", DELETE, "'family' is missing"),

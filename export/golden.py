@@ -1,0 +1,54 @@
+"""The limits that a bundle carries for every precision, so that a device needs no checkpoint.
+
+A kit is lowered, built and verified far from torch: what the gate allows in fp16 or bf16 is
+measured here, once, on the golden inputs. The rule and its floors are in
+`visionllm_edge.export.parity`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from visionllm_edge.export.half_control import HALF_DTYPES, run_in_half
+from visionllm_edge.export.parity import TensorParity, compare_outputs
+from visionllm_edge.export.stages import Stage
+from visionllm_edge.export.stages.examples import Case
+from visionllm_edge.runtime.ports import Array, StagePorts
+
+__all__ = ["golden_limits"]
+
+
+def golden_limits(
+    module: nn.Module,
+    stage: Stage,
+    ports: StagePorts,
+    case: Case,
+    inputs: Mapping[str, Tensor],
+    truth: Mapping[str, Array],
+    fp32: list[TensorParity],
+) -> dict[str, dict[str, float]]:
+    """Largest error allowed per precision and output of one run.
+
+    Args:
+        module: the torch component in float32.
+        stage: what it is a part of.
+        ports: its ends.
+        case: sizes of the run.
+        inputs: of the run, in fp32 also where a device has a half-precision cache.
+        truth: true outputs in float64.
+        fp32: the comparison that the fp32 graph passed.
+
+    Returns:
+        Precision -> output -> limit.
+    """
+    limits = {"fp32": {tensor.name: tensor.limit for tensor in fp32}}
+    for precision in HALF_DTYPES:
+        outputs = run_in_half(module, inputs, precision)
+        control = stage.compared(
+            {p.name: t.numpy() for p, t in zip(ports.outputs, outputs, strict=True)}, case
+        )
+        report = compare_outputs(control, truth, control, precision=precision)
+        limits[precision] = {tensor.name: tensor.limit for tensor in report}
+    return limits

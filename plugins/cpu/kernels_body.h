@@ -1,0 +1,22 @@
+// Body of one kernels_<set>.cpp: sets VISIONLLM_LANES, VISIONLLM_TABLE and VISIONLLM_NAME first.
+// All code lands in an unnamed namespace: two sets must not share a function by name.
+
+#include <stddef.h>
+#include <stdint.h>
+
+namespace visionllm::cpu {
+namespace {
+#include "vectors.h"
+}  // namespace
+}  // namespace visionllm::cpu
+
+#include "kernels.h"
+
+namespace visionllm::cpu {
+const Kernels VISIONLLM_TABLE = {
+    VISIONLLM_NAME,
+    {ms_deform_attn_task<Float32>, ms_deform_attn_task<Float16>, ms_deform_attn_task<BFloat16>},
+    prompt_pool_fold,
+    {prompt_pool_sum<Float32>, prompt_pool_sum<Float16>, prompt_pool_sum<BFloat16>},
+};
+}  // namespace visionllm::cpu

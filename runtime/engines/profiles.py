@@ -1,0 +1,132 @@
+"""Optimisation profiles: how large each dynamic axis of a stage may become, per use.
+
+Size buckets are separate graphs, so heights and widths are numbers. The other axes are symbols of
+the stage's ports:
+
+======  ====================================  ===============================================
+symbol  axis                                  smallest, best, largest
+======  ====================================  ===============================================
+n       tiles of the picture                  1, all tiles, all tiles
+s       rows given to the decoder, prefill    1, a picture and a short question, the context
+s       the same, decode                      1, 1, a routing token and its rows
+T       classes asked for                     1, a quarter, the detector's limit
+k       kept queries                          1, all queries, all queries
+C       rows of the cache                     the capacity, three times
+======  ====================================  ===============================================
+
+The cache's capacity is one number because the runtime makes one buffer per conversation and an
+engine with a fixed capacity can alias it. Only the decoder has two profiles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from visionllm_edge.runtime.engines.plan import Profile, ShapeRange
+from visionllm_edge.runtime.errors import ConfigError
+from visionllm_edge.runtime.manifest import ModelSpec
+
+__all__ = ["QUESTION_ROWS", "Axes", "axis_ranges", "profiles_for"]
+
+Range = tuple[int, int, int]
+Axes = Mapping[str, Range]
+
+QUESTION_ROWS = 128
+"""Rows of a short question around the picture, for the size that prefill is tuned for."""
+
+
+def axis_ranges(model: ModelSpec, *, capacity: int | None = None) -> dict[str, Axes]:
+    """Ranges of every symbol, per use (`prefill` and `decode`).
+
+    Args:
+        model: sizes from the manifest.
+        capacity: rows of the cache; the model's context if None.
+
+    Raises:
+        ConfigError: a capacity that the model cannot use.
+    """
+    context = model.llm.max_positions
+    rows = context if capacity is None else capacity
+    if not 1 <= rows <= context:
+        raise ConfigError(
+            f"cache capacity {rows}: expected 1 to {context}, the model's context. "
+            "Leave it out to get all of it."
+        )
+    tiles = model.vision.max_tiles
+    prompt = min(rows, tiles * model.vision.tokens_per_tile + QUESTION_ROWS)
+    step = 1 + max((link.rows for link in model.superlink.values() if link.decoder), default=0)
+    shared: dict[str, Range] = {"n": (1, tiles, tiles), "C": (rows, rows, rows)}
+    if model.detector is not None:
+        classes, queries = model.detector.max_text_len, model.detector.num_queries
+        shared["T"] = (1, max(1, classes // 4), classes)
+        shared["k"] = (1, queries, queries)
+    return {
+        "prefill": {**shared, "s": (1, prompt, rows)},
+        "decode": {**shared, "s": (1, 1, min(rows, step))},
+    }
+
+
+def profiles_for(
+    stage: str,
+    inputs: Mapping[str, Sequence[int | str]],
+    ranges: Mapping[str, Axes],
+    *,
+    examples: Mapping[str, Sequence[int]] | None = None,
+) -> tuple[Profile, ...]:
+    """The profiles of one graph.
+
+    Args:
+        stage: for messages.
+        inputs: shape of every graph input; a str is a dynamic axis.
+        ranges: from `axis_ranges`.
+        examples: shapes of a golden run. A range grows to hold them (the cache's capacity does
+            not: golden caches are padded to it), so that the engine can be checked with them.
+
+    Returns:
+        None where all axes are fixed; two where the rows of the decoder (`s`) are dynamic.
+
+    Raises:
+        ConfigError: a dynamic axis that no rule knows.
+    """
+    symbols = {axis for shape in inputs.values() for axis in shape if isinstance(axis, str)}
+    if not symbols:
+        return ()
+    uses = ("prefill", "decode") if "s" in symbols else ("all",)
+    out = []
+    for use in uses:
+        axes = ranges[use if use in ranges else "prefill"]
+        unknown = sorted(symbols - axes.keys())
+        if unknown:
+            raise ConfigError(
+                f"stage '{stage}': dynamic axis {unknown[0]!r} has no range; known are "
+                f"{', '.join(sorted(axes))}. Fix the axis in the graph, or add a rule for it."
+            )
+        grown = dict(axes)
+        if use != "decode":
+            _grow(grown, inputs, examples or {})
+        shapes = {
+            name: _shape_range(shape, grown)
+            for name, shape in inputs.items()
+            if any(isinstance(axis, str) for axis in shape)
+        }
+        out.append(Profile(use, shapes))
+    return tuple(out)
+
+
+def _grow(
+    axes: dict[str, Range],
+    inputs: Mapping[str, Sequence[int | str]],
+    examples: Mapping[str, Sequence[int]],
+) -> None:
+    for name, example in examples.items():
+        for axis, length in zip(inputs.get(name, ()), example, strict=False):
+            if isinstance(axis, str) and axis != "C":
+                low, best, high = axes[axis]
+                axes[axis] = (min(low, length), best, max(high, length))
+
+
+def _shape_range(shape: Sequence[int | str], axes: Axes) -> ShapeRange:
+    low, best, high = (
+        tuple(axes[axis][i] if isinstance(axis, str) else axis for axis in shape) for i in range(3)
+    )
+    return ShapeRange(low, best, high)
