@@ -8,16 +8,18 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
-__all__ = ["describe_machine"]
+__all__ = ["describe_environment"]
 
 
-def describe_machine(packages: Sequence[str], *, threads: int) -> dict[str, object]:
-    """Plain JSON types: processor, cores, threads used, Python, versions of the packages."""
+def describe_environment(
+    packages: Sequence[str], *, threads: int | None = None
+) -> dict[str, object]:
+    """Plain JSON types: processor, cores, threads if given, Python, versions of the packages."""
     return {
         "machine": platform.machine(),
         "processor": _processor(),
         "cores": os.cpu_count(),
-        "threads": threads,
+        **({} if threads is None else {"threads": threads}),
         "python": platform.python_version(),
         "versions": {name: metadata.version(name) for name in packages},
     }

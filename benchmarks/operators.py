@@ -19,7 +19,7 @@ import click
 import numpy as np
 import onnxruntime as ort
 
-from visionllm_edge.benchmarks.environment import describe_machine
+from visionllm_edge.benchmarks.environment import describe_environment
 from visionllm_edge.benchmarks.latency import time_interleaved
 from visionllm_edge.plugins.cpu.library import find_library, instruction_set
 from visionllm_edge.plugins.ms_deform_attn.spec import MS_DEFORM_ATTN
@@ -114,7 +114,8 @@ def compare(
     }
     answers = {name: contestant() for name, contestant in contestants.items()}
     errors = {
-        name: float(np.abs(answer - answers[_FUNCTION]).max()) for name, answer in answers.items()
+        name: float(np.abs(np.subtract(answer, answers[_FUNCTION])).max())
+        for name, answer in answers.items()
     }
     wrong = {name: error for name, error in errors.items() if not error <= _TOLERANCE}
     if wrong:
@@ -212,7 +213,7 @@ def _in_torch(inputs: Mapping[str, Array], threads: int) -> Callable[[], Array]:
 def _environment(library: Path, threads: int) -> dict[str, object]:
     packages = ("visionllm-edge", "torch", "onnxruntime", "numpy")
     return {
-        **describe_machine(packages, threads=threads),
+        **describe_environment(packages, threads=threads),
         "kernels": instruction_set(library),
         "load_average_before": round(os.getloadavg()[0], 2),
         "timer": "wall clock around one run, inputs and outputs bound, warm caches",

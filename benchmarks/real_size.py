@@ -1,4 +1,4 @@
-"""Engines of the released model's vision stages (``python -m visionllm_edge.benchmarks.real_size``).
+"""The released model's vision stages, built (``python -m visionllm_edge.benchmarks.real_size``).
 
 CLIP-L/14-336 with its bridge and the Swin-T object decoder at their released sizes, with random
 weights: they cost the same memory and time as the real ones. Each stage is traced, compared with

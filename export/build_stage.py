@@ -195,6 +195,7 @@ def check_stage(
 
 
 def canonical_graph(pair: ModelPair, stage: Stage, bucket: Bucket | None) -> ir.Model:
+    """Trace one variant of a stage; see `visionllm_edge.export.tracing`."""
     ports = variant_ports(pair, stage, bucket)
     return trace(
         stage.module(pair.model, bucket),

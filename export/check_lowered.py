@@ -20,6 +20,7 @@ from visionllm_edge.export.passes.emulate_bfloat16 import emulate_bfloat16
 from visionllm_edge.export.passes.share_weights import WeightFile
 from visionllm_edge.runtime.backends.base import PAST_PREFIX, PRESENT_PREFIX
 from visionllm_edge.runtime.bundle import Bundle
+from visionllm_edge.runtime.engines.golden import read_golden
 from visionllm_edge.runtime.errors import BundleError, ExportError
 from visionllm_edge.runtime.ports import Array
 
@@ -51,17 +52,7 @@ class Golden:
         bucket = entry["bucket"]
         self.bucket = None if bucket is None else (int(bucket[0]), int(bucket[1]))
         self.limits: dict[str, dict[str, float]] = entry["limits"]
-        self.inputs, self.outputs = _read_golden(bundle.file(entry["file"]))
-
-
-def _read_golden(path: Path) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Inputs and true outputs of a golden file."""
-    with np.load(path, allow_pickle=False) as stored:
-        named = {name: stored[name] for name in stored.files}
-    return (
-        {name[3:]: array for name, array in named.items() if name.startswith("in.")},
-        {name[4:]: array for name, array in named.items() if name.startswith("out.")},
-    )
+        self.inputs, self.outputs = read_golden(bundle.file(entry["file"]))
 
 
 def check_lowered(

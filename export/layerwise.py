@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from visionllm_edge.runtime.engines.golden import fitted_inputs, read_golden
+from visionllm_edge.runtime.engines.golden import cache_capacity, fitted_inputs, read_golden
 from visionllm_edge.runtime.engines.gpu import NoGpu, find_gpu
 from visionllm_edge.runtime.engines.kit_folder import BUILD_FOLDER, Kit
 from visionllm_edge.runtime.engines.plan import StagePlan
@@ -86,7 +86,9 @@ def bisect(folder: Path, stage: str, *, plugin_library: Path | None = None) -> L
     kit.verify_file(plan.golden.file)
     graph = kit.file(plan.graph)
     inputs = fitted_inputs(
-        plan, _graph_ports(plan, graph), read_golden(kit.file(plan.golden.file))[0]
+        _graph_ports(plan, graph),
+        read_golden(kit.file(plan.golden.file))[0],
+        capacity=cache_capacity(plan),
     )
     work = kit.root / BUILD_FOLDER / "layerwise" / plan.name
     work.mkdir(parents=True, exist_ok=True)

@@ -20,8 +20,9 @@ from visionllm_edge.export.progress import Progress
 from visionllm_edge.runtime.backends import StageOptions, load_backend
 from visionllm_edge.runtime.backends.base import PRESENT_PREFIX
 from visionllm_edge.runtime.bundle import Bundle
-from visionllm_edge.runtime.errors import ParityError
-from visionllm_edge.runtime.manifest import StageSpec
+from visionllm_edge.runtime.engines.golden import fitted_inputs
+from visionllm_edge.runtime.errors import ConfigError, ParityError
+from visionllm_edge.runtime.manifest import Manifest, StageSpec
 
 __all__ = ["StageVerdict", "VerifyReport", "verify_bundle"]
 
@@ -82,11 +83,19 @@ def verify_bundle(
     Raises:
         BundleError: a file is changed, missing or extra, or there are no golden files.
         ParityError: a stage is wrong, or the bundle came from another checkpoint.
+        BackendError: engines, and no device to run them.
+        ConfigError: a checkpoint for a bundle of engines.
     """
     progress = progress or Progress(silent=True)
     bundle = Bundle.open(path, verify=True)
     progress.total = 1 + len(bundle.manifest.stages) + (checkpoint is not None)
     progress.step(f"hashed {len(bundle.manifest.files)} files")
+    if checkpoint is not None and _holds_engines(bundle.manifest):
+        raise ConfigError(
+            f"bundle '{bundle.root.name}' holds engines: expected no --checkpoint, got one. "
+            "Engines are compared with the golden files; verify the bundle that they were built "
+            "from with it."
+        )
     if checkpoint is not None:
         return _against_checkpoint(bundle, checkpoint, progress)
     verdicts = []
@@ -98,19 +107,28 @@ def verify_bundle(
 
 def _against_golden(bundle: Bundle, name: str, spec: StageSpec) -> StageVerdict:
     golden = Golden(bundle, name)
-    target = bundle.manifest.target
-    backend = load_backend(target.backend)
+    manifest = bundle.manifest
+    backend = load_backend(manifest.target.backend)
+    ports = spec.ports(name)
     runner = backend.load_stage(
-        bundle.stage_model(name, golden.bucket), spec.ports(name), StageOptions()
+        bundle.stage_model(name, golden.bucket), ports, StageOptions(bundle=bundle)
     )
+    # Engines fix the cache to the context and may hold it in half precision.
+    capacity = manifest.model.llm.max_positions if _holds_engines(manifest) else None
+    inputs = fitted_inputs(ports, golden.inputs, capacity=capacity)
     got = {}
-    for output, array in runner.run(golden.inputs).items():
+    for output, array in runner.run(inputs).items():
         # The golden file holds the rows of the cache that have a defined value.
         rows = golden.outputs[output].shape[2] if output.startswith(PRESENT_PREFIX) else None
         got[output] = np.array(array if rows is None else array[:, :, :rows])
-    report = compare_with_limits(got, golden.outputs, golden.limits[target.precision])
+    precision = str(spec.parity.get("precision", manifest.target.precision))
+    report = compare_with_limits(got, golden.outputs, golden.limits[precision])
     require_parity(name, report)
     return StageVerdict(name, len(report), _worst(report))
+
+
+def _holds_engines(manifest: Manifest) -> bool:
+    return manifest.target.backend != "onnxruntime"
 
 
 def _against_checkpoint(bundle: Bundle, folder: Path, progress: Progress) -> VerifyReport:

@@ -16,12 +16,14 @@ import numpy as np
 import pytest
 
 from tests.runtime.backends.fake_tensorrt import Engine, FakeDevice, FakeTensorRT
+from visionllm_edge.export.verify import verify_bundle
 from visionllm_edge.runtime import VisionLLM, shapes_world
 from visionllm_edge.runtime.backends import StageOptions, tensorrt
 from visionllm_edge.runtime.backends.onnxruntime_cpu import OnnxRuntimeBackend
 from visionllm_edge.runtime.backends.tensorrt import TensorRTBackend
 from visionllm_edge.runtime.backends.tensorrt_stage import TensorRTStage
 from visionllm_edge.runtime.bundle import Bundle, BundleWriter
+from visionllm_edge.runtime.errors import ConfigError, ParityError
 from visionllm_edge.runtime.ports import Port, StagePorts
 
 TYPES = {"float32": "FLOAT", "int64": "INT64"}
@@ -170,3 +172,33 @@ def test_maps_stay_on_the_device_and_decoding_is_replayed(
     decoder: Any = model._pipeline._stages.get("llm_decoder")
     # The cache has two buffers: a step from the first to the second, and one back.
     assert decoder.recorded == 2
+
+
+def test_engines_are_verified_by_the_golden_files(
+    made: tuple[Path, dict[bytes, Engine]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, engines = made
+    monkeypatch.setattr(tensorrt, "enterprise", Device(engines).backend)
+    report = verify_bundle(folder)
+    assert {verdict.stage for verdict in report.stages} == set(Bundle.open(folder).manifest.stages)
+    with pytest.raises(ConfigError, match="no --checkpoint"):
+        verify_bundle(folder, checkpoint=folder)
+
+
+def test_a_wrong_engine_is_found_by_verify(
+    made: tuple[Path, dict[bytes, Engine]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, engines = made
+
+    def spoil(plan: bytes, engine: Engine) -> Engine:
+        if b"det_encoder" not in plan:
+            return engine
+        right = engine.function
+        return replace(
+            engine, function=lambda **given: {k: v * 1.01 for k, v in right(**given).items()}
+        )
+
+    wrong = {plan: spoil(plan, engine) for plan, engine in engines.items()}
+    monkeypatch.setattr(tensorrt, "enterprise", Device(wrong).backend)
+    with pytest.raises(ParityError, match="det_encoder"):
+        verify_bundle(folder)

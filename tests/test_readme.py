@@ -35,6 +35,9 @@ def refused(line: str) -> Iterator[str]:
     """What is wrong with a ``visionllm-edge`` line; paths need not exist."""
     _, name, *arguments = shlex.split(line, comments=True)
     command = main.get_command(click.Context(main), name)
+    if isinstance(command, click.Group):
+        name, *arguments = arguments
+        command = command.get_command(click.Context(command), name)
     if command is None:
         yield f"no command {name!r}"
         return

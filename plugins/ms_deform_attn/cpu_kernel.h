@@ -10,7 +10,7 @@
 // into accumulators of their own per corner (one chain of additions would wait for itself). The
 // first half runs one query and head ahead, so that the loads of the second never wait for it.
 //
-// What bounds it is the traffic between the caches, not arithmetic: README.md has the account. So
+// What bounds it is the traffic between the caches, not arithmetic: cpu/README.md has the account. So
 // where the queries are the pixels themselves (an encoder), a block is a square of pixels, whose
 // samples share a neighbourhood that fits the second-level cache; a strip of a row does not.
 #pragma once

@@ -30,7 +30,7 @@ from visionllm_edge.runtime.engines.tensorrt_module import load
 from visionllm_edge.runtime.errors import EdgeError, ParityError
 from visionllm_edge.runtime.ports import Array, StagePorts
 
-__all__ = ["check_engine", "compare", "fitted_inputs", "main", "read_golden"]
+__all__ = ["cache_capacity", "check_engine", "compare", "fitted_inputs", "main", "read_golden"]
 
 
 def main(arguments: list[str]) -> int:
@@ -61,7 +61,7 @@ def check_engine(request: CheckRequest) -> GoldenResult:
     runner = load_backend(request.build.backend).load_stage(
         Path(request.build.engine), ports, StageOptions(sha256=request.engine_sha256)
     )
-    outputs = runner.run(fitted_inputs(plan, ports, inputs))
+    outputs = runner.run(fitted_inputs(ports, inputs, capacity=cache_capacity(plan)))
     return compare(plan.name, outputs, expected, plan.golden.limits)
 
 
@@ -76,35 +76,34 @@ def read_golden(path: Path) -> tuple[dict[str, Array], dict[str, Array]]:
 
 
 def fitted_inputs(
-    plan: StagePlan, ports: StagePorts, inputs: Mapping[str, Array]
+    ports: StagePorts, inputs: Mapping[str, Array], *, capacity: int | None
 ) -> dict[str, Array]:
     """Golden inputs as this engine takes them: its element types, its capacity of the cache.
 
-    Rows behind the valid ones do not count, so a longer cache is filled with zeros.
+    Rows behind the valid ones do not count, so a shorter cache is filled up with zeros; with
+    `capacity` None it keeps its length.
     """
     dtypes = {port.name: port.dtype for port in ports.inputs}
     out = {}
     for name, array in inputs.items():
         fitted = array.astype(dtypes.get(name, array.dtype.name), copy=False)
-        if name.startswith(PAST_PREFIX):
-            rows = next(
-                (
-                    profile.shapes[name].max[2]
-                    for profile in plan.profiles
-                    if name in profile.shapes
-                ),
-                fitted.shape[2],
-            )
-            padded = np.zeros((*fitted.shape[:2], rows, *fitted.shape[3:]), fitted.dtype)
+        if name.startswith(PAST_PREFIX) and capacity is not None:
+            padded = np.zeros((*fitted.shape[:2], capacity, *fitted.shape[3:]), fitted.dtype)
             padded[:, :, : fitted.shape[2]] = fitted
             fitted = padded
         out[name] = fitted
     return out
 
 
-def _capacity(plan: StagePlan, name: str) -> int | None:
-    shapes = [profile.shapes[name] for profile in plan.profiles if name in profile.shapes]
-    return shapes[0].max[2] if shapes else None
+def cache_capacity(plan: StagePlan) -> int | None:
+    """Rows of the cache that a stage's profiles fix; None for a stage without a cache."""
+    rows = {
+        shape.max[2]
+        for profile in plan.profiles
+        for name, shape in profile.shapes.items()
+        if name.startswith(PAST_PREFIX)
+    }
+    return max(rows, default=None)
 
 
 def compare(

@@ -98,7 +98,7 @@ def _parity(
     status = f"golden outputs passed on {b.device}" if passed else NOT_RUN
     reasons = {plan.engine: json_from_object(records[plan.name].golden) for plan in plans}
     kept = {key: before[key] for key in ("golden", "truth") if key in before}
-    return {**kept, "status": status, "engines": reasons}
+    return {**kept, "precision": plans[0].precision, "status": status, "engines": reasons}
 
 
 def _report(kit: Kit, records: Mapping[str, StageRecord], builder: Builder) -> dict[str, object]:

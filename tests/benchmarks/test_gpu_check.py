@@ -179,7 +179,12 @@ def test_verdicts() -> None:
 
 def test_numbers_have_the_names_of_the_targets() -> None:
     quantities = {target.value.rsplit("/", 1)[1] for target in TARGETS}
-    row = {"case": "encoder 800x1066", "dtype": "float16", "by": "graph", "compiled_us": None}
+    row: dict[str, object] = {
+        "case": "encoder 800x1066",
+        "dtype": "float16",
+        "by": "graph",
+        "compiled_us": None,
+    }
     row |= dict.fromkeys(quantities, 1)
     named = gpu_check.numbers_by_name([row])
     assert set(named) == {f"encoder 800x1066/float16/{name}" for name in quantities}

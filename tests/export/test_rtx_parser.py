@@ -50,7 +50,9 @@ print(json.dumps(out))
 
 
 @pytest.fixture(scope="module")
-def parsed(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+def parsed(
+    tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("lowered")
     bundle = Bundle.open(tiny_bundle, verify=False)
     for stage, spec in bundle.manifest.stages.items():

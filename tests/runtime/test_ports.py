@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from visionllm_edge.runtime.errors import BackendError
-from visionllm_edge.runtime.ports import Array, Port, bind_inputs, resolve_shape
+from visionllm_edge.runtime.ports import Array, Port, bind_inputs, numpy_dtype, resolve_shape
 
 PORTS = (Port("a", "float32", (1, 3, "H", "W")), Port("b", "int64", ("H",)))
 GOOD: dict[str, Array] = {"a": np.zeros((1, 3, 4, 5), np.float32), "b": np.zeros(4, np.int64)}
@@ -66,3 +66,30 @@ def test_ports_that_nothing_matches(name: str, dtype: str, shape: tuple[int | st
 
 def test_text_form() -> None:
     assert str(PORTS[0]) == "a [1, 3, H, W] float32"
+
+
+class Elsewhere:
+    """An array that is not in the host's memory."""
+
+    def __init__(self, shape: tuple[int, ...], element_type: str) -> None:
+        self.shape, self.element_type = shape, element_type
+
+    def __array__(self, dtype: object = None, copy: object = None) -> np.ndarray:
+        raise AssertionError("the check reads no content")
+
+
+BF16 = (Port("cache", "bfloat16", ("C", 2)),)
+
+
+def test_bfloat16_travels_as_its_bits() -> None:
+    assert numpy_dtype("bfloat16") == np.uint16 and numpy_dtype("bool") == np.bool_
+    assert bind_inputs("s", BF16, {"cache": np.zeros((3, 2), np.uint16)}) == {"C": 3}
+    with pytest.raises(BackendError, match=r"\[C, 2\] bfloat16, got \[3, 2\] float16"):
+        bind_inputs("s", BF16, {"cache": np.zeros((3, 2), np.float16)})
+
+
+def test_device_arrays_are_checked_like_numpy_ones() -> None:
+    assert bind_inputs("s", BF16, {"cache": Elsewhere((5, 2), "bfloat16")}) == {"C": 5}
+    for array in (Elsewhere((5, 2), "float16"), Elsewhere((5, 3), "bfloat16")):
+        with pytest.raises(BackendError, match=r"expected \[C, 2\] bfloat16, got \[5, "):
+            bind_inputs("s", BF16, {"cache": array})

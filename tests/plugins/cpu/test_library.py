@@ -45,7 +45,7 @@ def test_the_switch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(SWITCH, "1")
     assert find_library(tmp_path) is not None
     monkeypatch.setenv(SWITCH, "off")
-    with pytest.raises(ValueError, match="expected 0 .* or 1 .*, got 'off'"):
+    with pytest.raises(ValueError, match=r"expected 0 .* or 1 .*, got 'off'"):
         find_library(tmp_path)
 
 
@@ -56,7 +56,7 @@ def test_the_processor_gets_its_widest_set(cpu_library: Path) -> None:
 def test_an_unknown_set_is_refused(cpu_library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VISIONLLM_EDGE_CPU_ISA", "sse9")
     assert instruction_set(cpu_library) == ""
-    with pytest.raises(Exception, match="expected avx512, avx2 or portable, .* got 'sse9'"):
+    with pytest.raises(Exception, match=r"expected avx512, avx2 or portable, .* got 'sse9'"):
         ort.SessionOptions().register_custom_ops_library(str(cpu_library))
 
 
@@ -74,16 +74,25 @@ def test_one_library_serves_many_sessions(cpu_library: Path) -> None:
 def test_an_old_onnx_runtime_is_refused_with_a_message(cpu_library: Path) -> None:
     # The table of a runtime that knows nothing newer than version 1: slot 0 makes a status.
     said: list[bytes] = []
+    asked: list[int] = []
     make_status = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p)
     get_api = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_uint32)
-    get_version = ctypes.CFUNCTYPE(ctypes.c_char_p)
-    create = make_status(lambda code, text: said.append(text) or 0xBEEF)
+    get_version = ctypes.CFUNCTYPE(ctypes.c_void_p)
+
+    def status(code: int, message: bytes) -> int:
+        said.append(message)
+        return 0xBEEF
+
+    create = make_status(status)
     table = (ctypes.c_void_p * 1)(ctypes.cast(create, ctypes.c_void_p))
-    asked: list[int] = []
-    api = get_api(
-        lambda version: asked.append(version) or (ctypes.addressof(table) if version == 1 else 0)
-    )
-    version = get_version(lambda: b"1.5.2")
+
+    def table_of(version: int) -> int:
+        asked.append(version)
+        return ctypes.addressof(table) if version == 1 else 0
+
+    api = get_api(table_of)
+    text = ctypes.create_string_buffer(b"1.5.2")
+    version = get_version(lambda: ctypes.addressof(text))
     base = (ctypes.c_void_p * 2)(
         ctypes.cast(api, ctypes.c_void_p), ctypes.cast(version, ctypes.c_void_p)
     )

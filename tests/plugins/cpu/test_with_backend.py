@@ -1,4 +1,4 @@
-"""The compiled bundle with the CPU kernels and with the plain functions; and with a wrong kernel."""
+"""The compiled bundle with the CPU kernels, with the plain functions, and with a wrong kernel."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from tests.plugins.conftest import PlantFault
 from visionllm_edge.export.check_lowered import Golden
@@ -16,7 +17,6 @@ from visionllm_edge.runtime.backends import StageOptions, load_backend
 from visionllm_edge.runtime.backends import onnxruntime_cpu as backend
 from visionllm_edge.runtime.bundle import Bundle
 from visionllm_edge.runtime.errors import BackendError, ParityError
-from visionllm_edge.runtime.ports import Array
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +31,7 @@ def use_library(monkeypatch: pytest.MonkeyPatch, cpu_library: Path) -> Path:
     return cpu_library
 
 
-def run_stage(bundle: Bundle, stage: str, *, kernels: bool) -> dict[str, Array]:
+def run_stage(bundle: Bundle, stage: str, *, kernels: bool) -> dict[str, NDArray[np.float32]]:
     golden = Golden(bundle, stage)
     runner = load_backend("onnxruntime").load_stage(
         bundle.stage_model(stage, golden.bucket),

@@ -120,6 +120,30 @@ class TestEveryInstructionSet:
         np.testing.assert_allclose(result, expected, rtol=limit / 2, atol=ATOL)
 
 
+ENCODER = [(37, 20), (18, 33), (16, 16), (5, 1)]
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_queries_that_are_the_pixels(cpu_library: Path, batch: int) -> None:
+    # As many queries as pixels: the kernel walks them in squares; the answer must not know.
+    pixels = sum(height * width for height, width in ENCODER)
+    check(cpu_library, make_inputs(ENCODER, batch=batch, queries=pixels, depth=8, points=1))
+
+
+def test_as_many_queries_as_pixels_but_levels_in_another_order(cpu_library: Path) -> None:
+    pixels = sum(height * width for height, width in ENCODER)
+    inputs = make_inputs(ENCODER, batch=1, queries=pixels, depth=8, points=1)
+    # Two levels change places; the third and fourth overlap, so some pixels belong to none.
+    inputs["level_start_index"] = np.array([18 * 33, 0, 37 * 20 + 18 * 33, 0], dtype=np.int32)
+    check(cpu_library, inputs)
+
+
+def test_as_many_queries_as_pixels_and_pixels_of_no_level(cpu_library: Path) -> None:
+    inputs = make_inputs([(20, 20)], batch=1, queries=450, depth=8)
+    inputs["value"] = np.concatenate([inputs["value"], inputs["value"][:, :50]], axis=1)
+    check(cpu_library, inputs)
+
+
 def test_no_queries(cpu_library: Path) -> None:
     assert run_kernel(cpu_library, make_inputs(PYRAMID, queries=0)).shape == (2, 0, 3, 4)
 

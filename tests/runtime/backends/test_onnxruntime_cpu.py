@@ -75,6 +75,13 @@ def test_output_buffer_is_reused(adder: OnnxRuntimeStage) -> None:
     assert first[0, 0] == 8.0
 
 
+def test_kept_outputs_are_the_callers(adder: OnnxRuntimeStage) -> None:
+    kept = adder.run_kept({"a": rows(3, 1.0), "b": rows(3, 1.0)})["sum"]
+    adder.run({"a": rows(3, 5.0), "b": rows(3, 1.0)})
+    adder.run_kept({"a": rows(3, 7.0), "b": rows(3, 1.0)})
+    assert np.array_equal(np.asarray(kept), rows(3, 2.0))
+
+
 def test_inputs_are_never_written(adder: OnnxRuntimeStage) -> None:
     a = rows(3, 1.0)
     for _ in range(3):

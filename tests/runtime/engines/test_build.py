@@ -207,7 +207,7 @@ def test_a_check_that_crashes_names_the_stage(
     child = module(tmp_path, monkeypatch, "os.kill(os.getpid(), signal.SIGSEGV)")
     (tmp_path / "build.log").write_text("", encoding="utf-8")
     check = CheckRequest(request(tmp_path), "d1", "golden.npz", (), ())
-    with pytest.raises(BackendError, match="stage 'sums'.*SIGSEGV"):
+    with pytest.raises(BackendError, match=r"stage 'sums'.*SIGSEGV"):
         run_check(check, module=child)
 
 

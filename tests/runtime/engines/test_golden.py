@@ -11,7 +11,12 @@ import pytest
 from tests.runtime.engines.small_kit import WEIGHT, golden_arrays, sums_plan
 from visionllm_edge.runtime.backends import StageOptions
 from visionllm_edge.runtime.engines import golden
-from visionllm_edge.runtime.engines.golden import check_engine, compare, fitted_inputs
+from visionllm_edge.runtime.engines.golden import (
+    cache_capacity,
+    check_engine,
+    compare,
+    fitted_inputs,
+)
 from visionllm_edge.runtime.engines.plan import Profile, ShapeRange
 from visionllm_edge.runtime.engines.request import BuildRequest, CheckRequest
 from visionllm_edge.runtime.errors import ParityError
@@ -88,6 +93,7 @@ def test_inputs_take_the_engine_s_type_and_capacity() -> None:
     cache = ShapeRange((1, 2, 9, 4), (1, 2, 9, 4), (1, 2, 9, 4))
     plan = sums_plan(profiles=(Profile("prefill", {name: cache}),))
     ports = StagePorts("llm", (Port(name, "float16", (1, 2, "C", 4)),), ())
-    fitted = fitted_inputs(plan, ports, {name: np.ones((1, 2, 3, 4), np.float32)})[name]
+    inputs = {name: np.ones((1, 2, 3, 4), np.float32)}
+    fitted = fitted_inputs(ports, inputs, capacity=cache_capacity(plan))[name]
     assert fitted.shape == (1, 2, 9, 4) and fitted.dtype == np.float16
     assert fitted[:, :, :3].min() == 1 and fitted[:, :, 3:].max() == 0

@@ -204,7 +204,7 @@ def test_a_stand_in_is_marked(machine: Machine, tmp_path: Path) -> None:
         (
             "10.3.0",
             NoGpu("no driver"),
-            "TensorRT builds on the device.*kit build --with tensorrt_rtx",
+            "TensorRT builds on the device.*--with tensorrt_rtx",
         ),
         ("10.3.0", Gpu("H100", 90, 1, "13.0"), r"compute capability 8\.7.*H100 has 9\.0"),
         ("11.4.1", Gpu("Orin", 87, 1, "12.6"), r"made for TensorRT 10\.3.*has 11\.4\.1"),
