@@ -8,6 +8,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# A change in them has to be compiled again.
+KERNELS := $(wildcard plugins/cpu/*.cpp plugins/cpu/*.h plugins/*/cpu_kernel.h plugins/*/cpu_op.cpp)
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test check clean
@@ -18,7 +20,7 @@ help:
 install: $(INSTALLED)
 
 # The stamp is written last, so an interrupted install starts again.
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml constraints.txt setup.py $(KERNELS)
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v >= (3, 10) else "make: Python 3.10 or newer is needed, %s is %d.%d. Run: make PYTHON=/path/to/python3.10 ..." % (sys.executable, *v))'
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || { rm -rf $(VENV); exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[export,bench,train,dev,rtx,cuda]'

@@ -2,14 +2,15 @@
 
 CLIP-L/14-336 with its bridge and the Swin-T object decoder at their released sizes, with random
 weights: they cost the same memory and time as the real ones. Each stage is traced, compared with
-torch in ONNX Runtime, lowered (plugin and plugin-free, fp32 and fp16) and built with TensorRT-RTX,
-which needs no GPU. What this cannot show is how fast an engine runs.
+torch in ONNX Runtime, lowered for every target of the table, and built with TensorRT-RTX (plugins
+and plain, fp32 and fp16), which needs no GPU. What this cannot show is how fast an engine runs.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -171,6 +172,7 @@ def _stage_rows(pair: Any, stage: Any, folder: Path, note: Note) -> Iterator[dic
         ir.save(model, canonical)
     note(f"{stage.name}: compare with torch in ONNX Runtime")
     yield {"stage": stage.name, "backend": "onnxruntime"} | _cpu_row(pair, stage, bucket, canonical)
+    yield {"stage": stage.name, "lowered": _lower_everywhere(canonical)}
     target = find_target(_TARGET)
     for plugins in (True, False):
         for precision in _PRECISIONS:
@@ -192,6 +194,29 @@ def _stage_rows(pair: Any, stage: Any, folder: Path, note: Note) -> Iterator[dic
             )
             note(f"{name}: build")
             yield _engine_row(folder, name, plan, target.sm)
+
+
+def _lower_everywhere(canonical: Path) -> dict[str, dict[str, int]]:
+    """Forms and how many nodes got each, for every target with a TensorRT and every precision."""
+    import onnx_ir as ir
+
+    from visionllm_edge.export.lowering import lower
+    from visionllm_edge.runtime.targets import TARGETS
+
+    out: dict[str, dict[str, int]] = {}
+    known: dict[tuple[str, str, str, bool], dict[str, int]] = {}
+    for target in TARGETS.values():
+        for precision in _PRECISIONS if target.backend != "onnxruntime" else ("fp32",):
+            for plugins in (True, False):
+                # What lowering does depends on these four, so devices of one release share it.
+                key = (target.backend, target.tensorrt, precision, plugins)
+                if key not in known:
+                    model = ir.load(canonical)
+                    forms = lower(model, target, precision=precision, plugins=plugins)
+                    known[key] = dict(Counter(f"{form.op}: {form.form}" for form in forms))
+                name = f"{target.name} {precision} {'plugins' if plugins else 'plain'}"
+                out[name] = known[key]
+    return out
 
 
 def _profiles(model: Any) -> tuple[Profile, ...]:
@@ -267,6 +292,8 @@ def _cpu_row(pair: Any, stage: Any, bucket: Any, canonical: Path) -> dict[str, A
 
 
 def _line(row: dict[str, Any]) -> str:
+    if "lowered" in row:
+        return f"{row['stage']:<15} lowered in {len(row['lowered'])} combinations"
     if "engine_bytes" not in row:
         worst = max(row["relative_error_to_torch"].values())
         return f"{row['stage']:<15} onnxruntime fp32, largest relative difference {worst:.2g}"

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from visionllm_edge.plugins.cpu.build import find_compiler
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -33,11 +35,11 @@ def setuptools_table() -> Mapping[str, object]:
 
 
 def source_files(folder: str) -> list[Path]:
-    """Files of one folder, relative to the repository; what Python leaves behind is no source."""
+    """Files of one folder, relative to the repository; what a build leaves behind is no source."""
     return sorted(
         path.relative_to(REPOSITORY)
         for path in (REPOSITORY / folder).rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
+        if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".so"
     )
 
 
@@ -110,9 +112,9 @@ def test_every_file_is_shipped_or_documentation() -> None:
 def build_wheel(tree: Path, out: Path) -> Path:
     """Build a wheel of a copy of the tree, so that no left-over of a build gets in."""
     for folder in FOLDERS:
-        skip = shutil.ignore_patterns("__pycache__")
+        skip = shutil.ignore_patterns("__pycache__", "*.so")
         shutil.copytree(REPOSITORY / folder, tree / folder, ignore=skip)
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(REPOSITORY / name, tree / name)
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet", "-w", str(out)]
     done = subprocess.run(
@@ -147,7 +149,13 @@ def test_the_wheel_holds_the_tree(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if not name.endswith("/")}
     metadata = {name for name in names if ".dist-info/" in name}
-    assert names - metadata == {f"visionllm_edge/{name}" for name in shipped_files()}
+    # The compiled kernels are there if this machine has a compiler; nothing else may be.
+    library = {name for name in names if name.endswith(".so")}
+    if find_compiler() is not None:
+        assert library == {"visionllm_edge/plugins/cpu/_kernels.abi3.so"}
+    # One library serves every Python from 3.10 on.
+    assert "-cp310-abi3-" in wheel.name
+    assert names - metadata - library == {f"visionllm_edge/{name}" for name in shipped_files()}
     assert any(name.endswith("licenses/LICENSE") for name in metadata)
 
 

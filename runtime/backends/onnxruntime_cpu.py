@@ -29,6 +29,7 @@ from visionllm_edge.runtime.backends.base import (
     KVCache,
     StageOptions,
 )
+from visionllm_edge.runtime.backends.cache_shape import cache_ports, cache_shape, present_of
 from visionllm_edge.runtime.errors import BackendError
 from visionllm_edge.runtime.ports import (
     Array,
@@ -56,8 +57,6 @@ _ORT_TYPES = {
 # One cache line: rows of a buffer that starts off it are split over two lines in every load.
 _ALIGNMENT_BYTES = 64
 _SILENT = 4
-# Cache buffers are [..., rows, head size].
-_CACHE_ROWS = -2
 
 
 class OnnxRuntimeBackend:
@@ -87,12 +86,10 @@ class CacheBuffers:
 
     def __init__(self, ports: StagePorts, capacity: int, known: Mapping[str, int]) -> None:
         """Allocate; ``known`` are the symbols that the graph settles."""
-        past = [port for port in ports.inputs if port.name.startswith(PAST_PREFIX)]
-        if not past:
-            raise BackendError(f"stage {ports.stage!r} has no {PAST_PREFIX}* inputs, so no cache")
+        past = cache_ports(ports)
         self._capacity = capacity
         self._arrays = {
-            port.name: _aligned_zeros(_cache_shape(ports.stage, port, capacity, known), port.dtype)
+            port.name: _aligned_zeros(cache_shape(ports.stage, port, capacity, known), port.dtype)
             for port in past
         }
 
@@ -186,21 +183,14 @@ class OnnxRuntimeStage:
         )
 
     def _bind_cache(self, cache: CacheBuffers) -> _BoundCache:
-        stage, outputs = self._ports.stage, {port.name for port in self._ports.outputs}
-        ports = [port for port in self._ports.inputs if port.name in self._cache_inputs]
-        symbols = bind_inputs(stage, ports, cache.arrays, self._symbols)
+        past = cache_ports(self._ports)
+        symbols = bind_inputs(self._ports.stage, past, cache.arrays, self._symbols)
         binding = self._session.io_binding()
         for name, array in cache.arrays.items():
-            present = _present_of(name)
-            if present not in outputs:
-                raise BackendError(
-                    f"stage {stage!r}: input {name!r} expected an output {present!r} "
-                    "to pair with, and the graph has none"
-                )
             value = ort.OrtValue.ortvalue_from_numpy(array)
             binding.bind_ortvalue_input(name, value)
-            binding.bind_ortvalue_output(present, value)
-        return _BoundCache(binding, [_present_of(name) for name in cache.arrays], symbols)
+            binding.bind_ortvalue_output(present_of(name), value)
+        return _BoundCache(binding, [present_of(name) for name in cache.arrays], symbols)
 
     def _run(
         self,
@@ -339,25 +329,6 @@ def _same_axis(axis: int | str, got: int | str | None, symbols: dict[str, int]) 
     return axis == got
 
 
-def _cache_shape(
-    stage: str, port: Port, capacity: int, known: Mapping[str, int]
-) -> tuple[int, ...]:
-    open_axes = {axis for axis in port.shape if isinstance(axis, str) and axis not in known}
-    if len(open_axes) > 1:
-        raise BackendError(
-            f"stage {stage!r}: expected one open axis, the capacity, in {port}; "
-            f"got {sorted(open_axes)}"
-        )
-    shape = resolve_shape(port, {**known, **dict.fromkeys(open_axes, capacity)})
-    assert shape is not None
-    if capacity < 1 or shape[_CACHE_ROWS] != capacity:
-        raise BackendError(
-            f"stage {stage!r}: cache {port} expected a capacity of {shape[_CACHE_ROWS]} rows, "
-            f"got {capacity}"
-        )
-    return shape
-
-
 def _aligned_zeros(shape: tuple[int, ...], dtype: str) -> Array:
     """Zeros on a cache line of their own; pages stay untouched until they are written."""
     size_bytes = math.prod(shape) * np.dtype(dtype).itemsize
@@ -368,7 +339,3 @@ def _aligned_zeros(shape: tuple[int, ...], dtype: str) -> Array:
 
 def _is_present(name: str) -> bool:
     return name.startswith(PRESENT_PREFIX)
-
-
-def _present_of(name: str) -> str:
-    return PRESENT_PREFIX + name.removeprefix(PAST_PREFIX)

@@ -175,7 +175,10 @@ def _cpu_kernels_text() -> str:
         return "not part of this installation"
     from visionllm_edge.plugins.cpu.library import find_library
 
-    library = find_library()
+    try:
+        library = find_library()
+    except ValueError as error:  # a switch in the environment that says neither on nor off
+        return str(error)
     return library.name if library else "not built; the operators run as functions"
 
 

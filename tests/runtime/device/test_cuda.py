@@ -161,7 +161,7 @@ def test_every_bad_status_is_an_error(name: str) -> None:
 def test_a_failed_release_is_logged_and_does_not_raise(caplog: pytest.LogCaptureFixture) -> None:
     device, bindings = opened()
     bindings.fail = dict.fromkeys(RELEASES, Status.cudaErrorUnknown)
-    with caplog.at_level(logging.DEBUG):
+    with caplog.at_level(logging.DEBUG, logger="visionllm_edge"):
         everything(device)
         gc.collect()
     assert {record.message.split()[3] for record in caplog.records} == RELEASES
