@@ -131,6 +131,7 @@ def build_stage(
                     stage.trace_case,
                     *arrays,
                     reports[0].outputs,
+                    folder / canonical,
                 )
             finished = time.monotonic()
             note(

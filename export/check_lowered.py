@@ -1,27 +1,23 @@
 """Compare a lowered graph with the golden outputs of its bundle, on this machine.
 
-ONNX Runtime stands in for the device: it runs what is in the graph (also in fp16 and, by emulation,
-in bf16), so a wrong lowering is found before a kit travels. What it cannot show is what a builder
-makes of the graph afterwards. A graph whose plugin nodes carry no function cannot run here.
+ONNX Runtime stands in for the device: it runs what is in the graph (also in fp16, int8, fp8 and, by
+emulation, in bf16), so a wrong lowering is found before a kit travels. What it cannot show is what
+a builder makes of the graph afterwards. A graph whose plugin nodes carry no function cannot run
+here.
 """
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import onnx_ir as ir
-import onnxruntime as ort
 
+from visionllm_edge.export.graph_session import GraphSession
 from visionllm_edge.export.parity import TensorParity, compare_with_limits, require_parity
 from visionllm_edge.export.passes.emulate_bfloat16 import emulate_bfloat16
-from visionllm_edge.export.passes.share_weights import WeightFile
 from visionllm_edge.runtime.backends.base import PAST_PREFIX, PRESENT_PREFIX
 from visionllm_edge.runtime.bundle import Bundle
 from visionllm_edge.runtime.engines.golden import read_golden
-from visionllm_edge.runtime.errors import BundleError, ExportError
+from visionllm_edge.runtime.errors import BundleError
 from visionllm_edge.runtime.ports import Array
 
 __all__ = ["Golden", "check_lowered"]
@@ -61,7 +57,7 @@ def check_lowered(
     """Run a lowered graph on the golden inputs and compare every output.
 
     Args:
-        model: lowered for the golden run's bucket; changed where bf16 has to be emulated.
+        model: lowered for the golden run's bucket; not usable afterwards.
         golden: of the stage.
         precision: that it was lowered to.
         threads: of ONNX Runtime; 0 leaves it to it.
@@ -73,7 +69,7 @@ def check_lowered(
     name = str(model.graph.name)
     if precision == "bf16":
         emulate_bfloat16(model)
-    outputs = _run(model, golden.inputs, name, threads)
+    outputs = _run(model, golden.inputs, threads)
     for output in outputs:
         if output.startswith(PRESENT_PREFIX):
             # The golden file holds the rows of the cache that have a defined value.
@@ -83,32 +79,11 @@ def check_lowered(
     return report
 
 
-def _run(model: ir.Model, inputs: dict[str, Array], name: str, threads: int) -> dict[str, Array]:
-    options = ort.SessionOptions()
-    # Nothing may be rewritten: what is checked is the graph that is shipped.
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 4
+def _run(model: ir.Model, inputs: dict[str, Array], threads: int) -> dict[str, Array]:
     types = {value.name: value.dtype for value in model.graph.inputs}
-    feeds: dict[str, Any] = {}
+    feeds: dict[str, Array] = {}
     for key, array in inputs.items():
         half = types[key] == ir.DataType.FLOAT16 and key.startswith(PAST_PREFIX)
         feeds[key] = array.astype(np.float16) if half else array
-    try:
-        with tempfile.TemporaryDirectory(prefix="visionllm-edge-") as folder:
-            path = Path(folder) / "graph.onnx"
-            with WeightFile(Path(folder) / "graph.weights") as weights:
-                weights.take(model)
-                ir.save(model, path)
-            session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-            arrays = session.run(None, feeds)
-    # ONNX Runtime's exceptions share no base class but Exception.
-    except Exception as e:
-        raise ExportError(
-            f"graph '{name}' as lowered does not run in ONNX Runtime {ort.__version__}: {e}"
-        ) from e
-    outputs = [value.name or "" for value in session.get_outputs()]
-    return {
-        key: np.array(a, np.float32) if a.dtype == np.float16 else np.array(a)
-        for key, a in zip(outputs, arrays, strict=True)
-    }
+    with GraphSession(model, threads=threads) as session:
+        return session.run(feeds)

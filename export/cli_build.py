@@ -49,7 +49,13 @@ def _lowering_options(command: _Command) -> _Command:
             "precisions",
             multiple=True,
             metavar="[STAGE=]PRECISION",
-            help="fp32, fp16 or bf16, for all stages or for one [default: the target's].",
+            help="fp32, fp16, bf16; int8 or fp8 for vision stages [default: the target's].",
+        ),
+        click.option(
+            "--calibration",
+            type=PATH,
+            metavar="FOLDER",
+            help="Pictures to measure the ranges of int8 and fp8 on [default: made ones].",
         ),
         click.option("--target", required=True, help="See `visionllm-edge targets`."),
     ):
@@ -72,6 +78,7 @@ def build(
     precisions: tuple[str, ...],
     no_plugins: bool,
     context: int | None,
+    calibration: Path | None,
     tf32: bool,
     stages: tuple[str, ...],
     keep_kit: bool,
@@ -91,7 +98,7 @@ def build(
         # Beside the output: an interrupted build goes on where it was.
         kit = output.parent / f"{output.name}.kit"
         progress = BuildProgress()
-        options = _kit_options(precisions, no_plugins, context, tf32)
+        options = _kit_options(precisions, no_plugins, context, calibration, tf32)
         make_kit(bundle, kit, target, options, progress.note)
         report = build_kit(kit, output, build_options(stages, **device), progress)
         if report.bundle is not None and not keep_kit:
@@ -115,6 +122,7 @@ def make(
     precisions: tuple[str, ...],
     no_plugins: bool,
     context: int | None,
+    calibration: Path | None,
     tf32: bool,
     as_json: bool,
 ) -> None:
@@ -125,7 +133,7 @@ def make(
         from visionllm_edge.runtime.engines.progress import BuildProgress
 
         note = BuildProgress().note
-        options = _kit_options(precisions, no_plugins, context, tf32)
+        options = _kit_options(precisions, no_plugins, context, calibration, tf32)
         make_kit(bundle, output, target, options, note)
         kit = Kit.open(output)
     size = sum(entry.size for entry in kit.plan.files.values())
@@ -140,7 +148,11 @@ def make(
 
 
 def _kit_options(
-    precisions: tuple[str, ...], no_plugins: bool, context: int | None, tf32: bool
+    precisions: tuple[str, ...],
+    no_plugins: bool,
+    context: int | None,
+    calibration: Path | None,
+    tf32: bool,
 ) -> KitOptions:
     from visionllm_edge.export.kit import KitOptions, precisions_for
 
@@ -151,4 +163,5 @@ def _kit_options(
         plugins=not no_plugins,
         context=context,
         flags=("TF32",) if tf32 else (),
+        calibration=calibration,
     )

@@ -6,6 +6,7 @@ The exporter's packages are imported when the command runs, so that help works w
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,7 +31,13 @@ _CACHE = ("past_key_values.", "present.")
     "precisions",
     multiple=True,
     metavar="[STAGE=]PRECISION",
-    help="fp32, fp16 or bf16, for all stages or for one [default: the target's].",
+    help="fp32, fp16, bf16; int8 or fp8 for vision stages [default: the target's].",
+)
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Pictures to measure the ranges of int8 and fp8 on [default: made ones].",
 )
 @click.option("--no-plugins", is_flag=True, help="Standard operators only.")
 @click.option("--context", type=click.IntRange(min=1), help="Rows of the decoder's cache.")
@@ -42,6 +49,7 @@ def explain(
     precisions: tuple[str, ...],
     no_plugins: bool,
     context: int | None,
+    calibration: Path | None,
     check: bool,
     as_json: bool,
 ) -> None:
@@ -53,7 +61,7 @@ def explain(
 
     row = find_target(target)
     common, own = precisions_for(precisions)
-    choices = Choices(common, own, not no_plugins, context, check)
+    choices = Choices(common, own, not no_plugins, context, check, calibration)
     plans = explain_bundle(Bundle.open(bundle, verify=False), row, choices)
     if as_json:
         graphs = [plan.to_dict() for plan in plans]
@@ -67,7 +75,8 @@ def _head(target: Target) -> list[str]:
     return [
         f"target    {target.name}: {target.device}",
         f"backend   {target.release.label}",
-        f"computes  {', '.join(target.precisions)}, by default {target.precision}",
+        f"computes  {', '.join((*target.precisions, *target.quantized))}, "
+        f"by default {target.precision}",
         f"proof     {target.proof}",
     ]
 
@@ -85,6 +94,8 @@ def _lines(plan: GraphPlan) -> list[str]:
     if plan.kept:
         rules = ", ".join(f"{rule} {count}" for rule, count in plan.kept.items())
         lines.append(f"  fp32      {sum(plan.kept.values())} nodes: {rules}")
+    if plan.quantization is not None:
+        lines += [f"  {plan.quantization.precision:<9} {text}" for text in _quantized(plan)]
     lines += [f"  in        {text}" for text in _ports(plan.inputs)]
     lines += [f"  out       {text}" for text in _ports(plan.outputs)]
     for use, shapes in plan.profiles.items():
@@ -94,6 +105,18 @@ def _lines(plan: GraphPlan) -> list[str]:
             ranges = " .. ".join("x".join(map(str, shape)) for shape in shapes[name])
             lines.append(f"  profile   {use}: {name} {ranges}")
     return lines + [f"  check     {text}" for text in plan.checks]
+
+
+def _quantized(plan: GraphPlan) -> list[str]:
+    made = plan.quantization
+    assert made is not None, "asked for by the caller"
+    kept = Counter(made.kept.values())
+    rules = ", ".join(f"{rule} {count}" for rule, count in kept.items())
+    pictures = made.report.get("pictures", "")
+    return [
+        f"{len(made.layers)} layers, ranges by {made.method} on {pictures}",
+        f"{sum(kept.values())} layers kept in half precision: {rules or 'none'}",
+    ]
 
 
 def _ports(ports: Mapping[str, str]) -> list[str]:

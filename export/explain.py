@@ -9,19 +9,22 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
+from visionllm_edge.export.calibration import Calibrator
 from visionllm_edge.export.canonical import load_canonical
 from visionllm_edge.export.check_lowered import Golden, check_lowered
 from visionllm_edge.export.lowering import KEPT, LoweredNode, lower, lowered_ports
+from visionllm_edge.export.passes.quantize_dequantize import Quantization
+from visionllm_edge.export.stage_precisions import stage_precisions
 from visionllm_edge.runtime.bundle import Bundle
 from visionllm_edge.runtime.engines.profiles import axis_ranges, profiles_for
-from visionllm_edge.runtime.errors import ConfigError
 from visionllm_edge.runtime.manifest import StageSpec, Variant
 from visionllm_edge.runtime.ports import StagePorts
-from visionllm_edge.runtime.targets import Target
+from visionllm_edge.runtime.targets import QUANTIZED, Target
 
 __all__ = ["Choices", "GraphPlan", "explain_bundle", "form_counts"]
 
@@ -36,6 +39,7 @@ class Choices:
         plugins: whether our TensorRT plugins may be used.
         context: rows of the cache; the model's context if None.
         check: run every graph that can run here on the golden inputs.
+        calibration: folder of pictures for int8 and fp8; made ones if None.
     """
 
     precision: str | None = None
@@ -43,6 +47,7 @@ class Choices:
     plugins: bool = True
     context: int | None = None
     check: bool = False
+    calibration: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,7 @@ class GraphPlan:
         outputs: the same.
         profiles: use -> input -> smallest, best and largest shape; for engines.
         checks: what was checked and how it came out, as text.
+        quantization: what is in int8 or fp8, where that was asked for.
     """
 
     stage: str
@@ -74,6 +80,7 @@ class GraphPlan:
     outputs: Mapping[str, str]
     profiles: Mapping[str, Mapping[str, tuple[tuple[int, ...], ...]]]
     checks: tuple[str, ...]
+    quantization: Quantization | None = None
 
     @property
     def name(self) -> str:
@@ -94,6 +101,7 @@ class GraphPlan:
             "outputs": dict(self.outputs),
             "profiles": self.profiles,
             "checks": list(self.checks),
+            "quantization": self.quantization.to_dict() if self.quantization else None,
         }
 
 
@@ -107,13 +115,12 @@ def explain_bundle(bundle: Bundle, target: Target, choices: Choices) -> list[Gra
         ParityError: with `check`, a lowered graph gives wrong numbers.
     """
     stages = bundle.manifest.stages
-    unknown = sorted(choices.stage_precision.keys() - stages.keys())
-    if unknown:
-        raise ConfigError(
-            f"precision: no stage '{unknown[0]}'; the bundle has {', '.join(stages)}."
-        )
+    precisions = stage_precisions(
+        bundle.manifest, target, choices.precision, choices.stage_precision
+    )
+    calibrator = Calibrator(bundle, choices.calibration)
     return [
-        _explain(bundle, name, spec, variant, target, choices)
+        _explain(bundle, name, spec, variant, target, precisions[name], choices, calibrator)
         for name, spec in stages.items()
         for variant in spec.variants
     ]
@@ -125,11 +132,17 @@ def _explain(
     spec: StageSpec,
     variant: Variant,
     target: Target,
+    precision: str,
     choices: Choices,
+    calibrator: Calibrator,
 ) -> GraphPlan:
-    precision = target.resolve_precision(choices.stage_precision.get(stage, choices.precision))
+    quantization = None
+    if precision in QUANTIZED:
+        quantization = calibrator.calibrate(stage, variant.bucket, precision)
     model = load_canonical(bundle, stage, variant.bucket)
-    forms = lower(model, target, precision=precision, plugins=choices.plugins)
+    forms = lower(
+        model, target, precision=precision, plugins=choices.plugins, quantization=quantization
+    )
     ports = lowered_ports(spec.ports(stage), precision)
     shapes = {value.name or "": _shape(value) for value in model.graph.inputs}
     profiles = {}
@@ -156,6 +169,7 @@ def _explain(
         outputs=_ends(ports, "outputs", {v.name or "": _shape(v) for v in model.graph.outputs}),
         profiles=profiles,
         checks=checks,
+        quantization=quantization,
     )
 
 

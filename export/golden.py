@@ -1,20 +1,25 @@
 """The limits that a bundle carries for every precision, so that a device needs no checkpoint.
 
-A kit is lowered, built and verified far from torch: what the gate allows in fp16 or bf16 is
-measured here, once, on the golden inputs. The rule and its floors are in
+A kit is lowered, built and verified far from torch: what the gate allows in fp16, bf16, int8 or
+fp8 is measured here, once, on the golden inputs. The rule and its floors are in
 `visionllm_edge.export.parity`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
+import onnx_ir as ir
 from torch import Tensor, nn
 
 from visionllm_edge.export.half_control import HALF_DTYPES, run_in_half
 from visionllm_edge.export.parity import TensorParity, compare_outputs
+from visionllm_edge.export.passes.quantize_dequantize import EIGHT_BITS
+from visionllm_edge.export.quantized_control import run_quantized_control
 from visionllm_edge.export.stages import Stage
 from visionllm_edge.export.stages.examples import Case
+from visionllm_edge.runtime.backends.base import PAST_PREFIX
 from visionllm_edge.runtime.ports import Array, StagePorts
 
 __all__ = ["golden_limits"]
@@ -28,6 +33,7 @@ def golden_limits(
     inputs: Mapping[str, Tensor],
     truth: Mapping[str, Array],
     fp32: list[TensorParity],
+    canonical: Path,
 ) -> dict[str, dict[str, float]]:
     """Largest error allowed per precision and output of one run.
 
@@ -39,6 +45,7 @@ def golden_limits(
         inputs: of the run, in fp32 also where a device has a half-precision cache.
         truth: true outputs in float64.
         fp32: the comparison that the fp32 graph passed.
+        canonical: graph of the stage, which the eight-bit control runs.
 
     Returns:
         Precision -> output -> limit.
@@ -51,4 +58,15 @@ def golden_limits(
         )
         report = compare_outputs(control, truth, control, precision=precision)
         limits[precision] = {tensor.name: tensor.limit for tensor in report}
+    if any(port.name.startswith(PAST_PREFIX) for port in ports.inputs):
+        return limits  # the language decoder's eight bits are of its weights only
+    arrays = {name: tensor.numpy() for name, tensor in inputs.items()}
+    for precision in EIGHT_BITS:
+        outputs8 = run_quantized_control(ir.load(canonical), arrays, precision)
+        control = stage.compared(outputs8, case)
+        report = compare_outputs(control, truth, control, precision=precision)
+        # What is not in eight bits is in fp16, so its rounding is allowed as well.
+        limits[precision] = {
+            tensor.name: max(tensor.limit, limits["fp16"][tensor.name]) for tensor in report
+        }
     return limits

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
 import secrets
 import shutil
@@ -20,10 +21,15 @@ import numpy as np
 import onnx_ir as ir
 
 from visionllm_edge.export.cache import package_versions
+from visionllm_edge.export.calibration import Calibrator
 from visionllm_edge.export.canonical import load_canonical
+from visionllm_edge.export.check_lowered import Golden as GoldenRun
+from visionllm_edge.export.check_lowered import check_lowered
 from visionllm_edge.export.kit_kernels import add_kernels
 from visionllm_edge.export.lowering import lower, lowered_ports
+from visionllm_edge.export.passes.quantize_dequantize import Quantization
 from visionllm_edge.export.passes.share_weights import WeightFile
+from visionllm_edge.export.stage_precisions import stage_precisions
 from visionllm_edge.runtime.bundle import Bundle
 from visionllm_edge.runtime.engines.kit_folder import BUILD_FOLDER, Kit, write_kit_plan
 from visionllm_edge.runtime.engines.plan import (
@@ -37,7 +43,7 @@ from visionllm_edge.runtime.engines.plan import (
 from visionllm_edge.runtime.engines.profiles import Axes, axis_ranges, profiles_for
 from visionllm_edge.runtime.errors import BundleError, ConfigError
 from visionllm_edge.runtime.manifest import Manifest, Variant
-from visionllm_edge.runtime.targets import Target, find_target
+from visionllm_edge.runtime.targets import QUANTIZED, Target, find_target
 
 __all__ = ["KitOptions", "make_kit", "precisions_for"]
 
@@ -55,6 +61,8 @@ class KitOptions:
         plugins: whether our TensorRT plugins may be used.
         context: rows of the decoder's cache; the model's context if None.
         flags: builder flags for every stage.
+        calibration: folder of pictures that ranges of int8 and fp8 are measured on; made ones
+            if None.
     """
 
     precision: str | None = None
@@ -62,6 +70,7 @@ class KitOptions:
     plugins: bool = True
     context: int | None = None
     flags: tuple[str, ...] = ()
+    calibration: Path | None = None
 
 
 def precisions_for(values: Sequence[str]) -> tuple[str | None, dict[str, str]]:
@@ -113,12 +122,6 @@ def make_kit(
             f"target '{target.name}': its bundle needs no engines; `visionllm-edge compile` makes "
             "it. Choose a TensorRT target."
         )
-    unknown = sorted(options.stage_precision.keys() - bundle.manifest.stages.keys())
-    if unknown:
-        raise ConfigError(
-            f"precision: no stage '{unknown[0]}'; the bundle has "
-            f"{', '.join(bundle.manifest.stages)}."
-        )
     with _new_folder(output) as folder:
         _write(bundle, folder, target, options, note)
     return output
@@ -126,12 +129,17 @@ def make_kit(
 
 def _write(bundle: Bundle, folder: Path, target: Target, options: KitOptions, note: Note) -> None:
     manifest = bundle.manifest
+    precisions = stage_precisions(manifest, target, options.precision, options.stage_precision)
+    calibrator = None
+    if any(precision in QUANTIZED for precision in precisions.values()):
+        calibrator = Calibrator(bundle, options.calibration, note)
     ranges = axis_ranges(manifest.model, capacity=options.context)
     plans: list[StagePlan] = []
     ports: dict[str, Any] = {}
+    reports: dict[str, str] = {}
     (folder / "graphs").mkdir()
     for name, spec in manifest.stages.items():
-        precision = target.resolve_precision(options.stage_precision.get(name, options.precision))
+        precision = precisions[name]
         own = lowered_ports(spec.ports(name), precision)
         ports[name] = {
             "inputs": [port.to_dict() for port in own.inputs],
@@ -139,11 +147,18 @@ def _write(bundle: Bundle, folder: Path, target: Target, options: KitOptions, no
         }
         with WeightFile(folder / "graphs" / f"{name}.weights") as weights:
             for variant in spec.variants:
-                plan = _plan(bundle, name, variant, target, precision, ranges, options, weights)
+                quantization = None
+                if calibrator is not None and precision in QUANTIZED:
+                    quantization = calibrator.calibrate(name, variant.bucket, precision)
+                plan = _plan(
+                    bundle, name, variant, target, precision, ranges, options, weights, quantization
+                )
                 plans.append(plan)
                 forms = ", ".join(sorted({f"{form.op} as {form.form}" for form in plan.forms}))
                 note(f"{plan.name}: {precision}, {forms or 'standard operators only'}")
-    payload = _copy_payload(bundle, folder)
+                if quantization is not None:
+                    reports |= _write_report(folder, plan.name, quantization)
+    payload = _copy_payload(bundle, folder) | reports
     ops = sorted({op for plan in plans for op in plan.plugin_ops})
     payload |= add_kernels(ops, target.sm, folder, note)
     kit = KitPlan(
@@ -172,9 +187,12 @@ def _plan(
     ranges: Mapping[str, Axes],
     options: KitOptions,
     weights: WeightFile,
+    quantization: Quantization | None,
 ) -> StagePlan:
     model = load_canonical(bundle, stage, variant.bucket)
-    forms = lower(model, target, precision=precision, plugins=options.plugins)
+    forms = lower(
+        model, target, precision=precision, plugins=options.plugins, quantization=quantization
+    )
     plan = StagePlan(
         stage=stage,
         graph="",
@@ -185,6 +203,8 @@ def _plan(
         flags=options.flags,
     )
     golden, shapes = _golden(bundle, stage, variant, precision, options)
+    if quantization is not None and golden is not None:
+        _check(bundle, stage, variant, target, quantization)
     relative = f"graphs/{plan.name}.onnx"
     weights.take(model)
     ir.save(model, weights.path.parent / f"{plan.name}.onnx")
@@ -195,6 +215,29 @@ def _plan(
         profiles=profiles_for(stage, _input_shapes(model), ranges, examples=shapes),
         golden=golden,
     )
+
+
+def _check(
+    bundle: Bundle, stage: str, variant: Variant, target: Target, quantization: Quantization
+) -> None:
+    """Refuse a quantised graph that is too far off, before it travels.
+
+    Without plugins: a stripped function cannot run here, and what a plugin computes is not in
+    eight bits.
+    """
+    model = load_canonical(bundle, stage, variant.bucket)
+    precision = quantization.precision
+    lower(model, target, precision=precision, plugins=False, quantization=quantization)
+    check_lowered(model, GoldenRun(bundle, stage), precision=precision)
+
+
+def _write_report(folder: Path, name: str, quantization: Quantization) -> dict[str, str]:
+    """Store how a graph was quantised; returns the payload's entry."""
+    relative = f"reports/quantization.{name}.json"
+    (folder / "reports").mkdir(exist_ok=True)
+    text = json.dumps(quantization.to_dict(), indent=1, allow_nan=False)
+    (folder / relative).write_text(text + "\n", encoding="utf-8")
+    return {relative: relative}
 
 
 def _input_shapes(model: ir.Model) -> dict[str, list[int | str]]:

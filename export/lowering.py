@@ -19,7 +19,8 @@ gather                 row gathers and a MatMul           every TensorRT: no Gri
 inline                 its function's body                every TensorRT that has the operators
 =====================  =================================  ========================================
 
-After the forms come, in this order: functions inlined, the opset brought down to what the release
+Layers in int8 or fp8 are written first, in the canonical graph whose ranges were measured. After
+the forms come, in this order: functions inlined, the opset brought down to what the release
 takes, half precision, functions stripped where they would hide a plugin, and the checks. Facts
 about releases are data in `visionllm_edge.runtime.releases`.
 """
@@ -44,12 +45,13 @@ from visionllm_edge.export.passes.lower_cached_attention_to_gqa import (
     lower_cached_attention_to_gqa,
 )
 from visionllm_edge.export.passes.lower_opset import lower_opset
+from visionllm_edge.export.passes.quantize_dequantize import Quantization, quantize_dequantize
 from visionllm_edge.export.passes.strip_functions import strip_functions
 from visionllm_edge.plugins.semantic_op import DOMAIN
 from visionllm_edge.runtime.backends.base import PAST_PREFIX, PRESENT_PREFIX
 from visionllm_edge.runtime.errors import ExportError
 from visionllm_edge.runtime.ports import Port, StagePorts
-from visionllm_edge.runtime.targets import Target
+from visionllm_edge.runtime.targets import QUANTIZED, Target
 
 __all__ = ["FORMS", "KEPT", "TABLE", "Form", "LoweredNode", "forms_for", "lower", "lowered_ports"]
 
@@ -159,7 +161,12 @@ def forms_for(op: str, target: Target, *, plugins: bool = True) -> tuple[str, ..
 
 
 def lower(
-    model: ir.Model, target: Target, *, precision: str | None = None, plugins: bool = True
+    model: ir.Model,
+    target: Target,
+    *,
+    precision: str | None = None,
+    plugins: bool = True,
+    quantization: Quantization | None = None,
 ) -> list[LoweredNode]:
     """Bring a canonical graph into the form of a target, in place.
 
@@ -168,16 +175,25 @@ def lower(
         target: a row of the target table.
         precision: of the result; the target's default if not given.
         plugins: whether our TensorRT plugins may be used.
+        quantization: of this graph, where the precision is int8 or fp8.
 
     Returns:
         One entry per semantic node, in graph order.
 
     Raises:
         ConfigError: the target does not compute in that precision.
-        ExportError: an operator without a form for the target, every form refused a node, or the
-            release lacks or misreads what is in the graph.
+        ExportError: int8 or fp8 without a calibration, an operator without a form for the target,
+            every form refused a node, or the release lacks or misreads what is in the graph.
     """
     precision = target.resolve_precision(precision)
+    if precision in QUANTIZED:
+        if quantization is None or quantization.precision != precision:
+            raise ExportError(
+                f"graph '{model.graph.name}': precision '{precision}' expected its calibration, "
+                f"got {'none' if quantization is None else quantization.precision}. Calibrate it."
+            )
+        quantize_dequantize(model, quantization)
+        precision = "fp16"
     report = []
     for node in [node for node in model.graph.all_nodes() if node.domain == DOMAIN]:
         report.append(_lower_node(model, node, target, plugins))
@@ -202,7 +218,7 @@ def lower(
 
 def lowered_ports(ports: StagePorts, precision: str) -> StagePorts:
     """The ends of a lowered stage: the cache takes the half type, everything else stays."""
-    if precision == "fp32":
+    if precision not in _PORT_TYPES:
         return ports
 
     def half(port: Port) -> Port:

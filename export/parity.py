@@ -31,14 +31,15 @@ __all__ = [
 
 CONTROL_FACTOR = 2.0
 
-FLOORS = {"fp32": 4e-6, "fp16": 1e-3, "bf16": 8e-3}
+FLOORS = {"fp32": 4e-6, "fp16": 1e-3, "bf16": 8e-3, "int8": 1e-3, "fp8": 1e-3}
 """Per precision, relative to the largest magnitude of the true tensor.
 
 fp32: about 32 units in the last place, what a differently ordered sum over a few hundred terms
 costs. fp16 and bf16: one unit in the last place (2**-10 and 2**-7), the rounding of the last two
 tensors before the output. Sums are in fp32 on a GPU, in ONNX Runtime on a CPU and in the control,
 so their order does not count here; which tensors are rounded between two sums differs by fusion,
-and the factor on the control covers that.
+and the factor on the control covers that. int8
+and fp8: as fp16, which the rest of such a graph is in.
 """
 
 

@@ -13,10 +13,13 @@ from types import MappingProxyType
 from visionllm_edge.runtime.errors import ConfigError
 from visionllm_edge.runtime.releases import Release, release_of
 
-__all__ = ["PRECISIONS", "TARGETS", "Target", "find_target"]
+__all__ = ["PRECISIONS", "QUANTIZED", "TARGETS", "Target", "find_target"]
 
 PRECISIONS = ("fp32", "fp16", "bf16")
 """What a graph can be lowered to."""
+
+QUANTIZED = ("int8", "fp8")
+"""What single stages can be quantised to, the rest of them in fp16, where the hardware has it."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,13 @@ class Target:
         """Facts about the backend's release."""
         return release_of(self.backend, self.tensorrt)
 
+    @property
+    def quantized(self) -> tuple[str, ...]:
+        """Eight-bit precisions that a stage can be quantised to here."""
+        if self.backend == "onnxruntime":
+            return ()
+        return tuple(name for name in QUANTIZED if name in self.hardware_types)
+
     def resolve_precision(self, wanted: str | None) -> str:
         """The asked precision, or the default.
 
@@ -64,16 +74,20 @@ class Target:
             ConfigError: the target cannot compute in it.
         """
         precision = wanted or self.precision
-        if precision not in self.precisions:
+        if precision not in (*self.precisions, *self.quantized):
+            lacks = precision in QUANTIZED and precision not in self.hardware_types
+            reason = f" Its hardware ({self.device}) has no {precision}." if lacks else ""
             raise ConfigError(
                 f"target '{self.name}': precision '{precision}' expected one of "
-                f"{', '.join(self.precisions)}. Choose one of them, or another target."
+                f"{', '.join((*self.precisions, *self.quantized))}.{reason} Choose one of them, "
+                "or another target."
             )
         return precision
 
     def to_dict(self) -> dict[str, object]:
         """Plain JSON types."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        fields = asdict(self) | {"quantized": self.quantized}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
 
 
 _ALL = ("fp32", "fp16", "bf16")

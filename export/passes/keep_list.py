@@ -33,7 +33,7 @@ import onnx_ir as ir
 from visionllm_edge.plugins.registry import SEMANTIC_OPS
 from visionllm_edge.plugins.semantic_op import DOMAIN
 
-__all__ = ["MOVERS", "keep_list"]
+__all__ = ["HEAVY", "MOVERS", "fp32_inputs", "keep_list"]
 
 _MOVERS = """
 Concat DepthToSpace Expand Flatten Gather GatherElements GatherND Identity Pad Reshape
@@ -47,8 +47,9 @@ CumSum Exp GridSample GroupNormalization InstanceNormalization Log Pow Range Rec
 ReduceL1 ReduceL2 ReduceLogSumExp ReduceMean ReduceProd ReduceSum ReduceSumSquare Cos Sin Sqrt
 """
 _RANGE = frozenset(_RANGE_NAMES.split())
-# Work on weights, or compute in fp32 inside: the spread stops here.
-_HEAVY = frozenset({"Conv", "ConvTranspose", "Gemm", "LayerNormalization", "MatMul"})
+HEAVY = frozenset({"Conv", "ConvTranspose", "Gemm", "LayerNormalization", "MatMul"})
+"""Work on weights, or compute in fp32 inside: the spread stops here."""
+
 _PRODUCTS = frozenset({"MatMul", "Gemm"})
 
 
@@ -68,8 +69,8 @@ def keep_list(model: ir.Model, half: ir.DataType) -> dict[ir.Node, str]:
             keep[node] = rule
     for node in nodes:
         if node.domain == DOMAIN and node.op_type in SEMANTIC_OPS:
-            for value in _fp32_inputs(node):
-                for earlier in _back(value, stop=_HEAVY):
+            for value in fp32_inputs(node):
+                for earlier in _back(value, stop=HEAVY):
                     keep.setdefault(earlier, "locations")
         elif node.op_type == "TopK" and node.inputs[0] is not None:
             for earlier in _back(node.inputs[0], stop=frozenset()):
@@ -115,7 +116,7 @@ def _is_score(node: ir.Node) -> bool:
     if node.op_type not in _PRODUCTS or not all(_computed(v) for v in node.inputs[:2]):
         return False
     for value in node.inputs[:2]:
-        if value is not None and any(n.op_type == "Softmax" for n in _back(value, stop=_HEAVY)):
+        if value is not None and any(n.op_type == "Softmax" for n in _back(value, stop=HEAVY)):
             return False  # attention times values
     return len(_softmaxes(node)) != 1
 
@@ -159,7 +160,7 @@ def _softmaxes(node: ir.Node) -> set[ir.Node]:
 
 
 def _may_spread(node: ir.Node) -> bool:
-    return node.domain == "" and node.op_type not in _HEAVY and _is_float(node)
+    return node.domain == "" and node.op_type not in HEAVY and _is_float(node)
 
 
 def _moved(node: ir.Node) -> Iterable[ir.Value | None]:
@@ -174,7 +175,7 @@ def _kept(value: ir.Value | None, keep: dict[ir.Node, str]) -> bool:
     return producer is not None and producer in keep and value.dtype == ir.DataType.FLOAT  # type: ignore[union-attr]
 
 
-def _fp32_inputs(node: ir.Node) -> list[ir.Value]:
+def fp32_inputs(node: ir.Node) -> list[ir.Value]:
     """Inputs of a semantic node that are fp32 in every type combination."""
     ports = SEMANTIC_OPS[node.op_type].inputs
     return [

@@ -53,7 +53,8 @@ def release_facts(release: Release) -> dict[str, dict[str, object]]:
 
 
 def _cells(target: Target) -> tuple[str, ...]:
-    precisions = (f"{p}*" if p == target.precision else p for p in target.precisions)
+    known = (*target.precisions, *target.quantized)
+    precisions = (f"{p}*" if p == target.precision else p for p in known)
     sm = ", ".join(f"{number // 10}.{number % 10}" for number in target.sm) or "-"
     label = target.release.label
     return (target.name, sm, label, " ".join(precisions), target.proof, target.device)

@@ -138,10 +138,12 @@ def test_golden_limits_are_there_for_every_precision(report: CompileReport) -> N
         golden = stage.parity["golden"]
         assert isinstance(golden, dict), name
         limits = golden["limits"]
-        assert list(limits) == ["fp32", "fp16", "bf16"]
+        eight = [] if name == "llm_decoder" else ["int8", "fp8"]
+        assert list(limits) == ["fp32", "fp16", "bf16", *eight]
         assert all(set(of) == {port.name for port in stage.outputs} for of in limits.values())
         for output in limits["fp32"]:
             assert limits["fp32"][output] < limits["fp16"][output] < limits["bf16"][output]
+            assert all(limits["fp16"][output] <= limits[kind][output] for kind in eight)
 
 
 def test_the_runtime_answers(report: CompileReport) -> None:

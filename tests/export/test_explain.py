@@ -66,6 +66,9 @@ def test_the_cpu_has_a_plan_too(tiny_bundle: Path) -> None:
         (["--target", "toaster"], "target 'toaster'"),
         (["--target", "cpu", "--precision", "fp16"], "precision 'fp16' expected one of fp32"),
         (["--target", "h100", "--precision", "nose=fp16"], "no stage 'nose'"),
+        (["--target", "rtx-ampere", "--precision", "fp8"], "precision 'fp8'"),
+        (["--target", "h100", "--precision", "int8"], "--precision llm_decoder=fp16"),
+        (["--target", "h100", "--calibration", "nose"], "'nose' is no folder"),
     ],
 )
 def test_wrong_choices_are_one_message(tiny_bundle: Path, arguments: list[str], words: str) -> None:

@@ -11,7 +11,7 @@ from visionllm_edge.export.parity import (
     require_parity,
 )
 from visionllm_edge.runtime.errors import ParityError
-from visionllm_edge.runtime.targets import PRECISIONS
+from visionllm_edge.runtime.targets import PRECISIONS, QUANTIZED
 
 TRUTH = {"good": np.array([1.0, -4.0]), "other": np.array([[2.0, 3.0]])}
 CONTROL = {"good": np.array([1.0, -4.001]), "other": np.array([[2.0, 3.0]])}
@@ -65,7 +65,7 @@ def test_the_first_bad_tensor_is_named() -> None:
 
 
 def test_every_precision_of_a_target_has_a_floor_and_coarser_ones_a_larger() -> None:
-    assert tuple(FLOORS) == PRECISIONS
+    assert tuple(FLOORS) == (*PRECISIONS, *QUANTIZED)
     assert FLOORS["fp32"] < FLOORS["fp16"] < FLOORS["bf16"]
     # One unit in the last place of 11 and 8 significant bits.
     assert FLOORS["fp16"] == pytest.approx(2.0**-10, rel=0.03)
