@@ -303,7 +303,7 @@ def sha256_of_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _read_manifest(root: Path) -> Manifest:
+def _read_manifest_json(root: Path) -> object:
     path = root / MANIFEST_NAME
     if path.is_symlink():
         raise BundleError(f"bundle {str(root)!r}: file {MANIFEST_NAME!r} is a link, not allowed")
@@ -318,12 +318,17 @@ def _read_manifest(root: Path) -> Manifest:
                 f"bundle {str(root)!r}: {MANIFEST_NAME} is larger than "
                 f"{_MANIFEST_LIMIT_BYTES // 2**20} MiB"
             )
-        data = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
+        data: object = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
     except (OSError, ValueError, RecursionError) as e:
         raise BundleError(
             f"bundle {str(root)!r}: {MANIFEST_NAME} cannot be read as JSON ({e}). "
             "Copy the bundle again or compile it again."
         ) from e
+    return data
+
+
+def _read_manifest(root: Path) -> Manifest:
+    data = _read_manifest_json(root)
     try:
         return Manifest.from_dict(data)
     except BundleError as e:
@@ -384,11 +389,10 @@ def _refuse_unless_replaceable(target: Path) -> None:
     if not any(target.iterdir()):
         return
     try:
-        listed = _read_manifest(target).files.keys() | {MANIFEST_NAME}
-        foreign = sorted(regular_files(target).keys() - listed)
+        foreign = sorted(regular_files(target).keys() - _listed_files(target))
     except BundleError as e:
         raise BundleError(
-            f"{str(target)!r} exists and is no bundle of this version, so it is not replaced "
+            f"{str(target)!r} exists and is no bundle, so it is not replaced "
             f"({e}). Choose another place, or remove it yourself."
         ) from e
     if foreign:
@@ -396,6 +400,16 @@ def _refuse_unless_replaceable(target: Path) -> None:
             f"{str(target)!r} holds {foreign[0]!r}, which is not part of the bundle there, so it "
             "is not replaced. Move that file away, or choose another place."
         )
+
+
+def _listed_files(target: Path) -> set[str]:
+    """What a bundle of any version says it holds, so that an old one can be compiled anew."""
+    data = _read_manifest_json(target)
+    content = data if isinstance(data, dict) else {}
+    files = content.get("files")
+    if not isinstance(files, dict) or not isinstance(content.get("schema"), int):
+        raise BundleError(f"{MANIFEST_NAME} lists no files of a bundle")
+    return {*files, MANIFEST_NAME}
 
 
 def _clear_leftovers(target: Path) -> None:

@@ -253,6 +253,18 @@ def test_what_is_no_bundle_is_not_overwritten(tmp_path: Path, bundle: Path) -> N
     assert (bundle / "notes.txt").read_text() == "mine"
 
 
+def test_a_bundle_of_another_version_may_be_replaced(tmp_path: Path, bundle: Path) -> None:
+    path = bundle / "manifest.json"
+    old = json.loads(path.read_text()) | {"schema": 1, "gone": True}
+    path.write_text(json.dumps(old))
+    with pytest.raises(BundleError, match="schema"):
+        Bundle.open(bundle)
+    Bundle.open(write(bundle))
+    path.write_text('{"photos": 3}')
+    with pytest.raises(BundleError, match="lists no files"):
+        BundleWriter(bundle)
+
+
 def test_a_file_that_came_meanwhile_is_not_lost(bundle: Path) -> None:
     with BundleWriter(bundle) as writer:
         fill(writer)
