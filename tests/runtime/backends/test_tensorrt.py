@@ -1,4 +1,4 @@
-"""The TensorRT backend on the fake device: buffers, graphs, caches, kept outputs, every failure."""
+"""The TensorRT backend on the fake device: buffers, graphs, profiles, kept outputs, failures."""
 
 from __future__ import annotations
 
@@ -8,75 +8,24 @@ import logging
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.runtime.backends.fake_tensorrt import Engine, FakeDevice, FakeTensorRT
+from tests.runtime.backends.loaded_engine import ADD, PLAN, Loaded, add_engine, load, rows
 from tests.runtime.device.fake import aligned
-from visionllm_edge.runtime.backends import StageOptions, load_backend
+from visionllm_edge.runtime.backends import StageOptions
 from visionllm_edge.runtime.backends.tensorrt import TensorRTBackend
-from visionllm_edge.runtime.backends.tensorrt_stage import DeviceCache, TensorRTStage
 from visionllm_edge.runtime.device import DeviceArray
 from visionllm_edge.runtime.errors import BackendError
-from visionllm_edge.runtime.manifest import FileEntry
 from visionllm_edge.runtime.ports import Port, StagePorts
-
-PLAN = b"an engine"
-
-
-class Loaded:
-    """A stage with what it runs on."""
-
-    def __init__(self, stage: TensorRTStage, device: FakeDevice, trt: FakeTensorRT) -> None:
-        self.stage, self.device, self.trt = stage, device, trt
-
-    def since(self) -> list[str]:
-        """Device calls since the last time."""
-        calls = [c for c in self.device.calls if c not in ("event.synchronize", "new_event")]
-        self.device.calls.clear()
-        return calls
-
-
-def load(folder: Path, ports: StagePorts, engine: Engine, **properties: Any) -> Loaded:
-    device = FakeDevice(**properties)
-    trt = FakeTensorRT(device, {PLAN: engine})
-    backend = TensorRTBackend("tensorrt", load_module=trt.load, open_device=lambda: device)
-    path = folder / "stage.engine"
-    path.write_bytes(PLAN)
-    options = StageOptions(sha256=hashlib.sha256(PLAN).hexdigest())
-    return Loaded(backend.load_stage(path, ports, options), device, trt)
-
-
-ADD = StagePorts(
-    "adder",
-    (Port("a", "float32", ("n", 4)), Port("b", "float32", ("n", 4))),
-    (Port("sum", "float32", ("n", 4)),),
-)
-
-
-def add_engine(**changes: Any) -> Engine:
-    wide = ((1, 4), (8, 4), (4096, 4))
-    engine = Engine(
-        inputs={"a": ("FLOAT", (-1, 4)), "b": ("FLOAT", (-1, 4))},
-        outputs={"sum": ("FLOAT", (-1, 4))},
-        function=lambda a, b: {"sum": a + b},
-        profiles=[{"a": wide, "b": wide}],
-    )
-    for name, value in changes.items():
-        setattr(engine, name, value)
-    return engine
 
 
 @pytest.fixture(params=["discrete", "integrated"])
 def adder(request: pytest.FixtureRequest, tmp_path: Path) -> Loaded:
     return load(tmp_path, ADD, add_engine(), maps_host_memory=request.param == "integrated")
-
-
-def rows(n: int, value: float) -> np.ndarray:
-    return np.full((n, 4), value, dtype=np.float32)
 
 
 def test_numbers_and_every_size(adder: Loaded) -> None:
@@ -416,176 +365,6 @@ def test_arrays_of_another_backend_on_the_same_device(tmp_path: Path) -> None:
     assert np.array_equal(other.run({"a": kept, "b": kept})["sum"], rows(3, 6))
 
 
-# ---- caches
-
-CAPACITY, DH = 16, 4
-DECODER = StagePorts(
-    "llm_decoder",
-    (
-        Port("rows", "float32", (1, "s", DH)),
-        Port("past_length", "int64", (1,)),
-        Port("past_key_values.0.key", "float16", (1, 1, "C", DH)),
-        Port("past_key_values.0.value", "bfloat16", (1, 1, "C", DH)),
-    ),
-    (
-        Port("total", "float32", (DH,)),
-        Port("present.0.key", "float16", (1, 1, "C", DH)),
-        Port("present.0.value", "bfloat16", (1, 1, "C", DH)),
-    ),
-)
-NAMES = {"key": "past_key_values.0.key", "value": "past_key_values.0.value"}
-
-
-def scatter(**given: np.ndarray) -> dict[str, np.ndarray]:
-    """Writes its rows at past_length as keys, their number as the bits of values; sums keys."""
-    key, value = given[NAMES["key"]].copy(), given[NAMES["value"]].copy()
-    start = int(given["past_length"][0])
-    stop = start + given["rows"].shape[1]
-    key[0, 0, start:stop] = given["rows"][0].astype(np.float16)
-    value[0, 0, start:stop] = np.arange(start, stop)[:, None]
-    total = key[0, 0, :stop].astype(np.float32).sum(axis=0)
-    return {"total": total, "present.0.key": key, "present.0.value": value}
-
-
-ALIASES = {"present.0.key": NAMES["key"], "present.0.value": NAMES["value"]}
-
-
-def decoder_engine(aliases: dict[str, str] | None, capacity: int = CAPACITY) -> Engine:
-    cache = {"key": ("HALF", (1, 1, capacity, DH)), "value": ("BF16", (1, 1, capacity, DH))}
-    decode, prefill = ((1, 1, DH), (1, 1, DH), (1, 2, DH)), ((1, 1, DH), (1, 8, DH), (1, 16, DH))
-    return Engine(
-        inputs={
-            "rows": ("FLOAT", (1, -1, DH)),
-            "past_length": ("INT64", (1,)),
-            **{NAMES[part]: about for part, about in cache.items()},
-        },
-        outputs={
-            "total": ("FLOAT", (DH,)),
-            **{f"present.0.{part}": about for part, about in cache.items()},
-        },
-        function=scatter,
-        profiles=[{"rows": prefill}, {"rows": decode}],
-        aliases=aliases,
-    )
-
-
-@pytest.fixture(params=["aliased", "two buffers", "integrated"])
-def decoder(request: pytest.FixtureRequest, tmp_path: Path) -> Loaded:
-    aliases = ALIASES if request.param == "aliased" else None
-    return load(
-        tmp_path, DECODER, decoder_engine(aliases), maps_host_memory=request.param == "integrated"
-    )
-
-
-def step(past: int, new: np.ndarray) -> dict[str, np.ndarray]:
-    return {"rows": new[None], "past_length": np.array([past], np.int64)}
-
-
-def new_rows(s: int, seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(1, 9, (s, DH)).astype(np.float32)
-
-
-def test_a_conversation(decoder: Loaded) -> None:
-    cache = decoder.stage.new_cache(CAPACITY)
-    aliased = decoder.trt.engines[PLAN].aliases is not None
-    assert cache.capacity == CAPACITY
-    assert cache.nbytes == (2 if aliased else 4) * CAPACITY * DH * 2
-    expected = np.zeros((CAPACITY, DH), np.float32)
-    length = 0
-    for turn, s in enumerate((5, 1, 1, 1, 1, 1, 2)):
-        new = new_rows(s, turn)
-        expected[length : length + s] = new
-        out = decoder.stage.run_with_cache(step(length, new), cache)
-        length += s
-        assert list(out) == ["total"]
-        assert np.array_equal(out["total"], expected.sum(axis=0))
-    assert np.array_equal(cache.array(NAMES["key"])[0, 0], expected)
-    bits = cache.array(NAMES["value"])
-    assert bits.dtype == np.uint16 and bits[0, 0, :length, 0].tolist() == list(range(length))
-    # Decoding was recorded: once where the buffers are one, twice where they take turns.
-    assert decoder.stage.recorded == (1 if aliased else 2)
-    # Back to the beginning, over what stands there.
-    out = decoder.stage.run_with_cache(step(0, new_rows(3, 77)), cache)
-    assert np.array_equal(out["total"], new_rows(3, 77).sum(axis=0))
-
-
-def test_conversations_take_turns(decoder: Loaded) -> None:
-    caches = [decoder.stage.new_cache(CAPACITY) for _ in range(3)]
-    sums = [np.zeros(DH, np.float32) for _ in caches]
-    for turn in range(6):
-        for index, cache in enumerate(caches):
-            new = new_rows(1, 10 * turn + index)
-            sums[index] += new[0]
-            out = decoder.stage.run_with_cache(step(turn, new), cache)
-            assert np.array_equal(out["total"], sums[index])
-
-
-@pytest.mark.parametrize("where", ["execute_async_v3", "stream.synchronize", "copy_in"])
-def test_a_failed_step_leaves_the_rows_before_it(decoder: Loaded, where: str) -> None:
-    if where == "copy_in" and decoder.device.properties.maps_host_memory:
-        where = "execute_async_v3"
-    cache = decoder.stage.new_cache(CAPACITY)
-    decoder.stage.run_with_cache(step(0, new_rows(4, 1)), cache)
-    broken = decoder.trt if where == "execute_async_v3" else decoder.device
-    broken.fail[where] = 1
-    with pytest.raises(BackendError):
-        decoder.stage.run_with_cache(step(4, new_rows(3, 2)), cache)
-    out = decoder.stage.run_with_cache(step(4, new_rows(1, 3)), cache)
-    assert np.array_equal(out["total"], new_rows(4, 1).sum(axis=0) + new_rows(1, 3)[0])
-
-
-def test_a_cache_given_as_plain_inputs(decoder: Loaded) -> None:
-    past = {NAMES["key"]: np.ones((1, 1, CAPACITY, DH), np.float16),
-            NAMES["value"]: np.zeros((1, 1, CAPACITY, DH), np.uint16)}  # fmt: skip
-    for _ in range(3):
-        out = decoder.stage.run({**step(2, new_rows(1, 5)), **past})
-        assert np.array_equal(out["total"], 2 + new_rows(1, 5)[0])
-        assert np.array_equal(out["present.0.key"][0, 0, 2], new_rows(1, 5)[0])
-        assert out["present.0.value"][0, 0, 2, 0] == 2
-    assert (past[NAMES["key"]] == 1).all()
-    kept = decoder.stage.run_kept({**step(2, new_rows(1, 5)), **past})
-    again = decoder.stage.run(
-        {**step(2, new_rows(1, 6)), **past, NAMES["key"]: kept["present.0.key"]}
-    )
-    assert np.array_equal(again["total"], 2 + new_rows(1, 6)[0])
-    assert np.array_equal(np.asarray(kept["present.0.key"])[0, 0, 2], new_rows(1, 5)[0])
-
-
-def test_caches_that_do_not_fit(decoder: Loaded, tmp_path: Path) -> None:
-    with pytest.raises(BackendError, match="capacity of 16 rows, got 32"):
-        decoder.stage.new_cache(32)
-    (tmp_path / "other").mkdir()
-    other = load(tmp_path / "other", DECODER, decoder_engine(None))
-    with pytest.raises(BackendError, match="was not made by new_cache"):
-        decoder.stage.run_with_cache(step(0, new_rows(1, 1)), other.stage.new_cache(CAPACITY))
-    cache = decoder.stage.new_cache(CAPACITY)
-    given = {**step(0, new_rows(1, 1)), NAMES["key"]: cache.array(NAMES["key"])}
-    with pytest.raises(BackendError, match="are part of the cache"):
-        decoder.stage.run_with_cache(given, cache)
-
-
-def test_an_alias_to_something_else_is_refused(tmp_path: Path) -> None:
-    crossed = {"present.0.key": NAMES["value"]}
-    loaded = load(tmp_path, DECODER, decoder_engine(crossed))
-    with pytest.raises(BackendError, match=r"'present\.0\.value' expected to share the memory"):
-        loaded.stage.new_cache(CAPACITY)
-
-
-def test_a_stage_without_a_cache(adder: Loaded) -> None:
-    with pytest.raises(BackendError, match="no cache"):
-        adder.stage.new_cache(4)
-
-
-def test_a_dropped_cache_is_freed(decoder: Loaded) -> None:
-    before = decoder.device.taken_bytes
-    cache = decoder.stage.new_cache(CAPACITY)
-    assert decoder.device.taken_bytes == before + cache.nbytes
-    assert isinstance(cache, DeviceCache)
-    del cache
-    gc.collect()
-    assert decoder.device.taken_bytes == before
-
-
 # ---- every failure
 
 
@@ -644,138 +423,3 @@ def test_every_failure_is_told_and_survived(tmp_path: Path, call: str) -> None:
             break
         scenario(loaded)
     assert failures, f"{call} never failed"
-
-
-# ---- loading
-
-
-def test_both_names_are_backends() -> None:
-    assert load_backend("tensorrt").name == "tensorrt"
-    assert load_backend("tensorrt_rtx").name == "tensorrt_rtx"
-
-
-def bundle(folder: Path, files: dict[str, bytes], created_by: dict[str, str] | None = None) -> Any:
-    entries = {}
-    for relative, content in files.items():
-        path = folder / relative
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-        entries[relative] = FileEntry(len(content), hashlib.sha256(content).hexdigest())
-    manifest = SimpleNamespace(files=entries, created_by=created_by or {})
-    return SimpleNamespace(root=folder, manifest=manifest, file=lambda name: folder / name)
-
-
-def backend_of(engines: dict[bytes, Engine], **properties: Any) -> tuple[Any, FakeTensorRT]:
-    device = FakeDevice(**properties)
-    trt = FakeTensorRT(device, engines)
-    return TensorRTBackend("tensorrt", load_module=trt.load, open_device=lambda: device), trt
-
-
-ENGINE = "engines/adder.engine"
-
-
-def test_an_engine_of_a_bundle(tmp_path: Path) -> None:
-    made = bundle(tmp_path, {ENGINE: PLAN})
-    backend, trt = backend_of({PLAN: add_engine()})
-    stage = backend.load_stage(tmp_path / ENGINE, ADD, StageOptions(bundle=made))
-    assert stage.ports is ADD
-    assert stage.run({"a": rows(1, 1), "b": rows(1, 1)})["sum"][0, 0] == 2
-    assert trt.host_code_allowed is False
-
-
-def test_an_engine_that_nobody_vouches_for(tmp_path: Path) -> None:
-    backend, trt = backend_of({PLAN: add_engine()})
-    made = bundle(tmp_path / "bundle", {ENGINE: PLAN})
-    stray = tmp_path / "stray.engine"
-    stray.write_bytes(PLAN)
-    for options in (StageOptions(), StageOptions(bundle=made)):
-        with pytest.raises(BackendError, match=r"'stray\.engine' is native code.*not\. Load it"):
-            backend.load_stage(stray, ADD, options)
-    (tmp_path / "bundle" / "engines" / "extra.engine").write_bytes(PLAN)
-    with pytest.raises(BackendError, match="native code"):
-        extra = tmp_path / "bundle" / "engines" / "extra.engine"
-        backend.load_stage(extra, ADD, StageOptions(bundle=made))
-    # TensorRT has seen none of them.
-    assert trt.host_code_allowed is None
-
-
-def test_a_changed_engine(tmp_path: Path) -> None:
-    made = bundle(tmp_path, {ENGINE: PLAN})
-    (tmp_path / ENGINE).write_bytes(PLAN + b"!")
-    backend, _ = backend_of({PLAN + b"!": add_engine()})
-    with pytest.raises(BackendError, match=r"'adder\.engine' is changed"):
-        backend.load_stage(tmp_path / ENGINE, ADD, StageOptions(bundle=made))
-    (tmp_path / ENGINE).unlink()
-    with pytest.raises(BackendError, match="cannot be read"):
-        backend.load_stage(tmp_path / ENGINE, ADD, StageOptions(bundle=made))
-
-
-def test_an_engine_of_another_version(tmp_path: Path) -> None:
-    made = bundle(tmp_path, {ENGINE: b"older"}, {"tensorrt": "10.1.0"})
-    backend, _ = backend_of({})
-    with pytest.raises(BackendError) as refusal:
-        backend.load_stage(tmp_path / ENGINE, ADD, StageOptions(bundle=made))
-    for part in (
-        "stage 'adder': TensorRT 10.3.0 cannot load 'adder.engine'",
-        "(the plan was made by another version)", "built with 10.1.0", "runtime is 10.3.0",
-        "Fake GPU (sm 89)", "build the bundle on this device",
-    ):  # fmt: skip
-        assert part in str(refusal.value)
-
-
-def changed_end(**change: Any) -> dict[str, Any]:
-    return {"inputs": {"a": ("FLOAT", (-1, 4)), "b": ("FLOAT", (-1, 4))} | change}
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        (changed_end(c=("FLOAT", (1,))), r"names inputs \['a', 'b'\], the engine has"),
-        (changed_end(a=("HALF", (-1, 4))), r"says input a \[n, 4\] float32, .* float16"),
-        (changed_end(a=("FP8", (-1, 4))), "FP8"),
-        (changed_end(a=("FLOAT", (-1, 5))), r"the engine has \[-1, 5\]"),
-        (changed_end(a=("FLOAT", (-1,))), r"the engine has \[-1\]"),
-        (changed_end(a=("FLOAT", (2, 4)), b=("FLOAT", (3, 4))), r"input b .* \[3, 4\]"),
-        ({"outputs": {"total": ("FLOAT", (-1, 4))}}, "names outputs"),
-        ({"layouts": {"a": "CHW32"}}, "layout LINEAR, the engine has CHW32"),
-    ],
-)
-def test_a_manifest_that_does_not_fit(
-    tmp_path: Path, changes: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(BackendError, match="stage 'adder'.*" + message):
-        load(tmp_path, ADD, add_engine(**changes))
-
-
-def test_plugin_libraries_of_the_bundle(tmp_path: Path) -> None:
-    library = "plugins/libvisionllm.so"
-    made = bundle(tmp_path, {ENGINE: PLAN, library: b"elf"})
-    backend, trt = backend_of({PLAN: add_engine()})
-    for _ in range(2):
-        backend.load_stage(tmp_path / ENGINE, ADD, StageOptions(bundle=made))
-    assert trt.libraries == [str(tmp_path / library)]
-    backend, trt = backend_of({PLAN: add_engine()})
-    trt.fail["load_library"] = 1
-    with pytest.raises(BackendError, match=r"'libvisionllm\.so': TensorRT 10\.3\.0.*wrong ABI"):
-        backend.load_stage(tmp_path / ENGINE, ADD, StageOptions(bundle=made))
-    (tmp_path / library).write_bytes(b"evil")
-    backend, trt = backend_of({PLAN: add_engine()})
-    with pytest.raises(BackendError, match="is changed"):
-        backend.load_stage(tmp_path / ENGINE, ADD, StageOptions(bundle=made))
-    assert trt.libraries == []
-
-
-def test_kernels_of_the_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from visionllm_edge.plugins.tensorrt_glue import python_plugin
-
-    given: list[object] = []
-    monkeypatch.setattr(python_plugin, "register", lambda trt, *, kernels: given.append(kernels))
-    kernels = {"plugins/Op.sm_89.cubin": b"ada", "plugins/Op.sm_87.cubin": b"orin"}
-    made = bundle(tmp_path, {ENGINE: PLAN, **kernels})
-    backend, _ = backend_of({PLAN: add_engine()})
-    for _ in range(2):
-        backend.load_stage(tmp_path / ENGINE, ADD, StageOptions(bundle=made))
-    assert given == [{"Op": b"ada"}]
-    backend, _ = backend_of({PLAN: add_engine()}, sm=90, name="H100")
-    with pytest.raises(BackendError, match=r"'Op' has kernels for sm 87, 89.*H100 with sm 90"):
-        backend.load_stage(tmp_path / ENGINE, ADD, StageOptions(bundle=made))
