@@ -156,3 +156,14 @@ def test_every_help_text_works_without_the_exporter() -> None:
         assert exit_code == 0, f"{name}: {text}"
         assert text.startswith("Usage:"), name
         assert name in text
+
+
+def test_no_file_grows_over_600_lines() -> None:
+    long = {}
+    for folder in (*MAY_IMPORT, "tests"):
+        for path in (REPOSITORY / folder).rglob("*"):
+            if path.suffix in {".py", ".h", ".cpp", ".cu", ".cuh"}:
+                lines = len(path.read_text(encoding="utf-8").splitlines())
+                if lines > 600:
+                    long[str(path.relative_to(REPOSITORY))] = lines
+    assert long == {}
