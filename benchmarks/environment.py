@@ -14,15 +14,22 @@ __all__ = ["describe_environment"]
 def describe_environment(
     packages: Sequence[str], *, threads: int | None = None
 ) -> dict[str, object]:
-    """Plain JSON types: processor, cores, threads if given, Python, versions of the packages."""
+    """Plain JSON types: processor, cores, threads if given, Python, versions of what is there."""
     return {
         "machine": platform.machine(),
         "processor": _processor(),
         "cores": os.cpu_count(),
         **({} if threads is None else {"threads": threads}),
         "python": platform.python_version(),
-        "versions": {name: metadata.version(name) for name in packages},
+        "versions": {name: version for name in packages if (version := _version(name))},
     }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _processor() -> str:

@@ -11,16 +11,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import re
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from visionllm_edge.benchmarks.environment import describe_environment
 from visionllm_edge.benchmarks.gpu_cases import verdicts
 
 __all__ = ["main", "numbers_by_name", "result_path", "run_bundle", "why_no_gpu"]
@@ -148,8 +147,7 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
             "driver": _driver(),
             "cuda": torch.version.cuda,
         },
-        "python": platform.python_version(),
-        "versions": _versions(),
+        "environment": describe_environment(_PACKAGES),
     }
     # A context must be there before modules are loaded into it.
     torch.zeros(1, device=device)
@@ -169,17 +167,6 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
     report["targets"] = verdicts(numbers_by_name(report["timings"]))
     report["bundles"] = [run_bundle(bundle) for bundle in options.bundle]
     return report
-
-
-def _versions() -> dict[str, str]:
-    """Of the packages that are installed."""
-    found = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def _commit() -> str:
