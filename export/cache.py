@@ -13,13 +13,14 @@ import json
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from visionllm_edge.runtime.bundle import sha256_of_file
+from visionllm_edge.runtime.bundle import lock_folder, sha256_of_file, unlock_folder
 
 __all__ = ["CACHE_VARIABLE", "StageCache", "default_cache_folder", "key_of", "package_versions"]
 
@@ -48,8 +49,29 @@ _SOURCES = (
     ("runtime/backends", ("*.py",)),
     ("runtime/shapes_world", ("*.py",)),
 )
+# What only the language decoder is made by.
+_LLM_SOURCES = (
+    ("export/llm", ("*.py",)),
+    ("export/quantize", ("*.py", "*/*.py")),
+)
 # Files of export/ that only drive: a change in them leaves the stages as they are.
-_DRIVERS = frozenset({"cli.py", "demo.py", "compile.py", "verify.py", "progress.py", "cache.py"})
+_DRIVERS = frozenset(
+    {
+        "bundle_parts.py",
+        "cache.py",
+        "cli.py",
+        "compile.py",
+        "compile_llm.py",
+        "demo.py",
+        "end_to_end.py",
+        "progress.py",
+        "stage_workers.py",
+        "verify.py",
+    }
+)
+_PARTIAL = ".partial-"
+_WORK = "work-"
+_WORK_KEPT_S = 14 * 24 * 3600
 
 
 def default_cache_folder() -> Path:
@@ -70,15 +92,20 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
-def key_of(parts: Mapping[str, Any]) -> str:
-    """The key of an entry: SHA-256 of the parts, of our source and of all versions."""
-    content = {"parts": parts, "source": _source_digest(), "versions": package_versions()}
+def key_of(parts: Mapping[str, Any], *, llm: bool = False) -> str:
+    """The key of an entry: SHA-256 of the parts, of our source and of all versions.
+
+    Args:
+        parts: what the entry is made from.
+        llm: whether it is the language decoder, which has source of its own.
+    """
+    content = {"parts": parts, "source": _source_digest(llm), "versions": package_versions()}
     text = json.dumps(content, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-@lru_cache(maxsize=1)
-def _source_digest() -> str:
+@lru_cache(maxsize=2)
+def _source_digest(llm: bool) -> str:
     """Of the files as this process found them first, which is the code that it runs."""
     import visionllm_edge.export
     import visionllm_edge.plugins
@@ -90,11 +117,11 @@ def _source_digest() -> str:
         "runtime": Path(visionllm_edge.runtime.__file__).parent,
     }
     digest = hashlib.sha256()
-    for folder, patterns in _SOURCES:
+    for folder, patterns in (*_SOURCES, *(_LLM_SOURCES if llm else ())):
         part, _, rest = folder.partition("/")
         for pattern in patterns:
             for path in sorted((roots[part] / rest).glob(pattern)):
-                if folder == "export" and path.name in _DRIVERS:
+                if part == "export" and path.name in _DRIVERS:
                     continue
                 relative = path.relative_to(roots[part]).as_posix()
                 digest.update(f"{part}/{relative} {sha256_of_file(path)}\n".encode())
@@ -133,8 +160,10 @@ class StageCache:
     def writing(self, key: str) -> Iterator[Path]:
         """A folder to fill; it becomes the entry when the block ends without an error."""
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        partial = self.folder / f".partial-{key[:12]}-{secrets.token_hex(4)}"
+        self._clear_leftovers()
+        partial = self.folder / f"{_PARTIAL}{key[:12]}-{secrets.token_hex(4)}"
         partial.mkdir(mode=0o700)
+        lock = lock_folder(partial)
         try:
             yield partial
             files = sorted(path for path in partial.rglob("*") if path.is_file())
@@ -145,9 +174,48 @@ class StageCache:
                 shutil.rmtree(entry)
             partial.rename(entry)
         finally:
+            unlock_folder(lock)
             shutil.rmtree(partial, ignore_errors=True)
+
+    def _clear_leftovers(self) -> None:
+        """Remove what killed compiles left; that of running ones is locked."""
+        for folder in self.folder.glob(f"{_PARTIAL}*"):
+            with contextlib.suppress(OSError):  # another process may clear it, too
+                lock = lock_folder(folder)
+                if lock is not None:
+                    shutil.rmtree(folder, ignore_errors=True)
+                    unlock_folder(lock)
+
+    @contextlib.contextmanager
+    def working(self, key: str) -> Iterator[Path]:
+        """A folder for the half-done work on an entry; it outlives an error or an interruption.
+
+        The next block with the same key gets it as it was left. It is removed when a block ends
+        without an error. Folders that nobody came back to for two weeks are removed as well.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        mine = self.folder / f"{_WORK}{key}"
+        for other in self.folder.glob(f"{_WORK}*"):
+            if other != mine and time.time() - _last_change(other) > _WORK_KEPT_S:
+                shutil.rmtree(other, ignore_errors=True)
+        mine.mkdir(exist_ok=True, mode=0o700)
+        try:
+            yield mine
+        except BaseException:
+            with contextlib.suppress(OSError):
+                mine.rmdir()  # nothing was done yet
+            raise
+        shutil.rmtree(mine, ignore_errors=True)
 
     def files(self, entry: Path) -> list[str]:
         """Relative paths of an entry's files, without its index."""
         index: dict[str, str] = json.loads((entry / _INDEX).read_text(encoding="utf-8"))
         return sorted(index)
+
+
+def _last_change(folder: Path) -> float:
+    """Seconds since the epoch; now for a folder that has just gone."""
+    try:
+        return max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
+    except OSError:
+        return time.time()

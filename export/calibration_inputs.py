@@ -127,7 +127,7 @@ class StageInputs:
 
 
 def _tiles(bundle: Bundle, pictures: Pictures) -> Iterator[Run]:
-    vision, clip = bundle.manifest.model.vision, bundle.manifest.preprocess.clip
+    vision, clip = bundle.manifest.vision(), bundle.manifest.preprocessing().clip
     for rgb in pictures.sized(None):
         tiles = clip_tiles(
             rgb,
@@ -140,7 +140,8 @@ def _tiles(bundle: Bundle, pictures: Pictures) -> Iterator[Run]:
 
 
 def _pixels(bundle: Bundle, bucket: Bucket | None, pictures: Pictures) -> Iterator[Run]:
-    spec, constants = bundle.manifest.model.detector, bundle.manifest.preprocess.detector
+    manifest = bundle.manifest
+    spec, constants = manifest.model.detector, manifest.preprocessing().detector
     assert spec is not None and constants is not None, "a bundle with this stage has both"
     for rgb in pictures.sized(bucket):
         prepared = detector_input(

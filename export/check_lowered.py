@@ -22,13 +22,19 @@ from visionllm_edge.runtime.ports import Array
 
 __all__ = ["Golden", "check_lowered"]
 
+_CACHE_TYPES = {
+    ir.DataType.FLOAT: np.float32,
+    ir.DataType.FLOAT16: np.float16,
+    ir.DataType.INT8: np.int8,
+}
+
 
 class Golden:
     """One stage's golden run.
 
     Attributes:
         bucket: the variant it belongs to.
-        inputs: name -> array, floats in fp32.
+        inputs: name -> array; a cache may be in another type than the graph's.
         outputs: name -> true array; of the cache, the rows that have a value.
         limits: precision -> output -> largest error allowed.
     """
@@ -80,10 +86,19 @@ def check_lowered(
 
 
 def _run(model: ir.Model, inputs: dict[str, Array], threads: int) -> dict[str, Array]:
-    types = {value.name: value.dtype for value in model.graph.inputs}
-    feeds: dict[str, Array] = {}
-    for key, array in inputs.items():
-        half = types[key] == ir.DataType.FLOAT16 and key.startswith(PAST_PREFIX)
-        feeds[key] = array.astype(np.float16) if half else array
+    ends = {value.name: value for value in model.graph.inputs}
+    feeds = {
+        key: _fitted(array, ends[key]) if key.startswith(PAST_PREFIX) else array
+        for key, array in inputs.items()
+    }
     with GraphSession(model, threads=threads) as session:
         return session.run(feeds)
+
+
+def _fitted(cache: Array, end: ir.Value) -> Array:
+    """A golden cache in the graph's type, filled up to its capacity where that is a number."""
+    assert end.shape is not None and end.dtype is not None, "a lowered graph has both"
+    rows = end.shape[2] if isinstance(end.shape[2], int) else cache.shape[2]
+    out = np.zeros((*cache.shape[:2], rows, *cache.shape[3:]), _CACHE_TYPES[end.dtype])
+    out[:, :, : cache.shape[2]] = cache
+    return out

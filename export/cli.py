@@ -49,6 +49,33 @@ def _interruptible(consequence: str) -> Iterator[None]:
 @click.option("-o", "--output", required=True, type=_FOLDER, help="Folder of the bundle.")
 @click.option("--target", default="cpu", show_default=True, help="What to compile for.")
 @click.option("--name", help="Name in the manifest [default: the checkpoint's].")
+@click.option(
+    "--llm-precision",
+    type=click.Choice(["fp32", "int8", "int4", "int4-awq"]),
+    default="fp32",
+    show_default=True,
+    help="Weights of the language model; int4-awq searches scales on calibration text.",
+)
+@click.option(
+    "--llm-block",
+    type=click.Choice(["32", "64", "128"]),
+    help="Weights that share a scale [default: 32].",
+)
+@click.option(
+    "--llm-head",
+    type=click.Choice(["fp32", "int8"]),
+    help="Output matrix [default: int8 beside quantised weights if it is large].",
+)
+@click.option(
+    "--llm-cache",
+    type=click.Choice(["float32", "float16"]),
+    help="Keys and values [default: float16 beside quantised weights].",
+)
+@click.option(
+    "--calibration-text",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Text for int4-awq [default: one that comes with this package].",
+)
 @_JOBS
 @_CACHE
 @_NO_CACHE
@@ -58,18 +85,31 @@ def compile_(
     output: Path,
     target: str,
     name: str | None,
+    llm_precision: str,
+    llm_block: str | None,
+    llm_head: str | None,
+    llm_cache: str | None,
+    calibration_text: Path | None,
     jobs: int,
     cache_folder: Path | None,
     no_cache: bool,
     as_json: bool,
 ) -> None:
-    """Compile the folder CHECKPOINT into a bundle."""
+    """Compile CHECKPOINT into a bundle.
+
+    CHECKPOINT is the folder of a VisionLLM v2, the folder of a LLaMA, or a GGUF file. A compile
+    that was interrupted while it quantised goes on where it stopped.
+    """
     with _interruptible("No bundle was written."):
         # Importing torch takes seconds: an interruption may well arrive here.
         from visionllm_edge.export.cache import StageCache, default_cache_folder
         from visionllm_edge.export.compile import compile_checkpoint
         from visionllm_edge.export.progress import Progress
+        from visionllm_edge.export.quantize.policy import LlmPrecision
 
+        precision = LlmPrecision.from_options(
+            llm_precision, None if llm_block is None else int(llm_block), llm_head, llm_cache
+        )
         cache = None if no_cache else StageCache(cache_folder or default_cache_folder())
         report = compile_checkpoint(
             checkpoint,
@@ -79,6 +119,8 @@ def compile_(
             cache=cache,
             jobs=jobs,
             progress=Progress(),
+            llm=precision,
+            calibration_text=calibration_text,
         )
     if as_json:
         click.echo(

@@ -1,85 +1,73 @@
-"""The compiler's driver: a checkpoint folder in, a bundle folder out.
+"""The compiler's driver: a checkpoint in, a bundle folder out.
 
 Steps: read config and keys; convert the tokenizer; build every stage (or take it from the cache);
 write tables and files into a hidden folder; compare the whole chain with torch; publish. A failure
 or an interruption before the last step leaves no bundle.
 
-Stages do not depend on each other, so `jobs` processes can build them side by side.
+The language decoder is built in this process, matrix by matrix. The other stages do not depend on
+it nor on each other, so `jobs` processes can build them side by side. A language model alone takes
+the way of `visionllm_edge.export.llm.compile_llm`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import json
-import multiprocessing
-import os
-import signal
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from visionllm_edge.export.build_stage import STAGE_FILE, ModelPair, build_stage
+from visionllm_edge.export.build_stage import ModelPair, build_stage
+from visionllm_edge.export.bundle_parts import (
+    EMBED_TABLE,
+    TOKENIZER,
+    CompileReport,
+    copy_stage,
+    llm_spec,
+    tokenizer_spec,
+    unpublished,
+    write_embedding,
+    write_report,
+)
 from visionllm_edge.export.cache import StageCache, key_of, package_versions
 from visionllm_edge.export.checkpoint import Checkpoint, load_model
 from visionllm_edge.export.components.model import VisionLLM
 from visionllm_edge.export.config import VisionLLMConfig
 from visionllm_edge.export.end_to_end import check_end_to_end
+from visionllm_edge.export.llm.build_decoder import DECODER
+from visionllm_edge.export.llm.compile_llm import (
+    compile_language_model,
+    decoder_into_cache,
+    decoder_key,
+    is_language_model,
+)
+from visionllm_edge.export.llm.decoder_plan import DecoderPlan, plan_for_checkpoint
 from visionllm_edge.export.preprocessing import PREPROCESS
 from visionllm_edge.export.progress import Progress
+from visionllm_edge.export.quantize.policy import LlmPrecision
+from visionllm_edge.export.stage_workers import StageWorkers
 from visionllm_edge.export.stages import STAGES, Stage
 from visionllm_edge.export.tokenizer import ConvertedTokenizer, convert_tokenizer
-from visionllm_edge.runtime.bundle import Bundle, BundleWriter
+from visionllm_edge.runtime.bundle import BundleWriter
 from visionllm_edge.runtime.errors import ConfigError
 from visionllm_edge.runtime.manifest import (
+    VISIONLLM_V2,
     CheckpointInfo,
     DetectorSpec,
-    FileEntry,
-    LlmSpec,
     Manifest,
     ModelSpec,
     PromptSpec,
     StageSpec,
     SuperlinkSpec,
     TargetSpec,
-    TokenizerSpec,
-    Variant,
     VisionSpec,
 )
-from visionllm_edge.runtime.ports import Port
 from visionllm_edge.runtime.targets import find_target
 
 __all__ = ["CompileReport", "compile_checkpoint"]
 
-_EMBED_TABLE = "tables/embed_tokens.npy"
 _SUPERLINK_TABLE = "tables/superlink_det.npy"
-_TOKENIZER = "tokenizer/tokenizer.json"
-_PARITY_REPORT = "reports/parity.json"
-
-
-@dataclass(frozen=True)
-class CompileReport:
-    """What a compile did.
-
-    Attributes:
-        bundle: the folder.
-        seconds: wall time.
-        built: names of the stages that were built.
-        reused: names of the stages that came out of the cache.
-        end_to_end: comparison of the whole chain with torch.
-    """
-
-    bundle: Path
-    seconds: float
-    built: tuple[str, ...]
-    reused: tuple[str, ...]
-    end_to_end: Mapping[str, Any]
+_FP32 = LlmPrecision()
 
 
 def compile_checkpoint(
@@ -91,17 +79,23 @@ def compile_checkpoint(
     cache: StageCache | None = None,
     jobs: int = 1,
     progress: Progress | None = None,
+    llm: LlmPrecision = _FP32,
+    calibration_text: Path | None = None,
 ) -> CompileReport:
-    """Compile a checkpoint folder into a bundle folder.
+    """Compile a checkpoint into a bundle folder.
 
     Args:
-        checkpoint: folder in the official layout.
+        checkpoint: folder of a VisionLLM v2 in the official layout, or a language model alone: a
+            folder of a LLaMA, or a GGUF file.
         output: the bundle's place; an older bundle there is replaced at the very end.
         target: name of the target.
         name: of the bundle; the checkpoint's by default.
-        cache: where stages are kept between compiles; None keeps nothing.
+        cache: where stages are kept between compiles, and the half-done work of an interrupted one;
+            None keeps nothing.
         jobs: processes that build stages. More than one needs an importable main module.
         progress: gets a step per stage; silent by default.
+        llm: precision of the language decoder.
+        calibration_text: a text file for the activation-aware search; one of ours by default.
 
     Raises:
         EdgeError: with what is wrong with checkpoint, config, a stage or the output folder.
@@ -112,35 +106,38 @@ def compile_checkpoint(
             f"Compile with --target cpu, then `visionllm-edge build BUNDLE --target {target}`."
         )
     progress = progress or Progress(silent=True)
-    progress.total = len(STAGES) + 4
-    opened = Checkpoint(checkpoint)
-    opened.check()
-    tokenizer = convert_tokenizer(checkpoint, vocab_size=opened.config.llm.vocab_size)
-    progress.step(f"read {checkpoint.name}: {len(opened.entries)} tensors, tokenizer")
-    with BundleWriter(output) as writer, contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
         if cache is None:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="visionllm-edge-"))
             cache = StageCache(Path(folder))
-        keys = {stage.name: _stage_key(opened, stage, target) for stage in STAGES}
-        entries = {stage.name: cache.get(keys[stage.name]) for stage in STAGES}
-        missing = [stage for stage in STAGES if entries[stage.name] is None]
-        for stage in STAGES:
-            if stage not in missing:
-                progress.step(f"{stage.name}: unchanged, taken from the cache")
+        if is_language_model(checkpoint):
+            return compile_language_model(
+                checkpoint,
+                output,
+                target=target,
+                name=name,
+                cache=cache,
+                progress=progress,
+                precision=llm,
+                calibration_text=calibration_text,
+            )
+        opened = Checkpoint(checkpoint)
+        opened.check()
+        tokenizer = convert_tokenizer(checkpoint, vocab_size=opened.config.llm.vocab_size)
+        progress.total = len(STAGES) + 4
+        progress.step(f"read {checkpoint.name}: {len(opened.entries)} tensors, tokenizer")
+        writer = stack.enter_context(BundleWriter(output))
         model = load_model(opened)
-        for built in _build_all(opened, model, missing, keys, cache, target, jobs, progress):
-            entries[built] = cache.get(keys[built])
-        specs = {}
-        for stage in STAGES:
-            entry = entries[stage.name]
-            assert entry is not None, "built or found"
-            specs[stage.name] = _copy_stage(cache, entry, writer)
-        _write_tables(model, writer)
-        writer.add_bytes(_TOKENIZER, tokenizer.definition.encode("utf-8"))
-        manifest = _manifest(opened, tokenizer, specs, target, name or opened.config.name)
+        plan = plan_for_checkpoint(opened, model, tokenizer, llm, calibration_text)
+        built, specs = _stages(opened, model, plan, writer, cache, target, jobs, progress)
+        _write_tables(model, plan, writer)
+        writer.add_bytes(TOKENIZER, tokenizer.definition.encode("utf-8"))
+        manifest = _manifest(
+            opened, tokenizer, specs, target, name or opened.config.name, plan.precision
+        )
         progress.step("write tables, tokenizer and graphs")
-        end_to_end = check_end_to_end(_unpublished(writer, manifest), model)
-        _write_report(writer, specs, end_to_end)
+        end_to_end = check_end_to_end(unpublished(writer, manifest), model)
+        write_report(writer, specs, end_to_end)
         progress.step(
             "compare with torch end to end: boxes within "
             f"{end_to_end['largest_box_difference_px']:.2g} px"
@@ -150,10 +147,37 @@ def compile_checkpoint(
     return CompileReport(
         bundle=bundle,
         seconds=progress.elapsed_s,
-        built=tuple(stage.name for stage in missing),
-        reused=tuple(stage.name for stage in STAGES if stage not in missing),
+        built=tuple(stage.name for stage in STAGES if stage.name in built),
+        reused=tuple(stage.name for stage in STAGES if stage.name not in built),
         end_to_end=end_to_end,
     )
+
+
+def _stages(
+    opened: Checkpoint,
+    model: VisionLLM,
+    plan: DecoderPlan,
+    writer: BundleWriter,
+    cache: StageCache,
+    target: str,
+    jobs: int,
+    progress: Progress,
+) -> tuple[set[str], dict[str, StageSpec]]:
+    """Copy every stage into the bundle; returns the names of those that were built."""
+    keys = {stage.name: _stage_key(opened, stage, target) for stage in STAGES}
+    keys[DECODER] = decoder_key(plan, target)
+    entries = {name: cache.get(key) for name, key in keys.items()}
+    missing = [stage for stage in STAGES if entries[stage.name] is None]
+    for name in (stage.name for stage in STAGES if stage not in missing):
+        progress.step(f"{name}: unchanged, taken from the cache")
+    for name in _build_all(opened, model, plan, missing, keys, cache, target, jobs, progress):
+        entries[name] = cache.get(keys[name])
+    specs = {}
+    for stage in STAGES:
+        entry = entries[stage.name]
+        assert entry is not None, "built or found"
+        specs[stage.name] = copy_stage(cache, entry, writer)
+    return {stage.name for stage in missing}, specs
 
 
 def _stage_key(checkpoint: Checkpoint, stage: Stage, target: str) -> str:
@@ -172,6 +196,7 @@ def _stage_key(checkpoint: Checkpoint, stage: Stage, target: str) -> str:
 def _build_all(
     checkpoint: Checkpoint,
     model: VisionLLM,
+    plan: DecoderPlan,
     stages: list[Stage],
     keys: Mapping[str, str],
     cache: StageCache,
@@ -180,109 +205,44 @@ def _build_all(
     progress: Progress,
 ) -> Iterator[str]:
     """Build stages into the cache; yields the name of each when it is there."""
+    traced = [stage for stage in stages if stage.name != DECODER]
+    decoder = len(traced) < len(stages)
+
+    def build_decoder() -> None:
+        decoder_into_cache(plan, keys[DECODER], cache, target=target, progress=progress)
+
     if jobs <= 1 or len(stages) <= 1:
+        if decoder:
+            build_decoder()
+            yield DECODER
         pair = ModelPair(model)
-        for stage in stages:
+        for stage in traced:
             started = time.monotonic()
             with cache.writing(keys[stage.name]) as folder:
-                build_stage(pair, stage, folder, target=target, note=_indented(progress))
+                build_stage(
+                    pair,
+                    stage,
+                    folder,
+                    target=target,
+                    note=lambda text: progress.note(f"        {text}"),
+                )
             progress.step(f"{stage.name}: built", seconds=time.monotonic() - started)
             yield stage.name
         return
-    # Stages with the most to trace first, so that no process is left with a long one at the end.
-    order = sorted(stages, key=lambda stage: -_weight(stage, checkpoint.config))
-    tasks = [
-        (str(checkpoint.folder), stage.name, keys[stage.name], str(cache.folder), target)
-        for stage in order
-    ]
-    context = multiprocessing.get_context("spawn")
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    with _deaf_to_interrupts():
-        pool = context.Pool(min(jobs, len(stages)), torch.set_num_threads, (threads,))
-    # Leaving the block ends the pool's processes, also after an interruption.
-    with pool:
-        for name, seconds, notes in pool.imap_unordered(_build_in_worker, tasks):
-            for text in notes:
+    with StageWorkers(checkpoint.folder, cache, target, min(jobs, len(traced))) as workers:
+        running = workers.build(traced, keys, checkpoint.config)
+        if decoder:
+            build_decoder()
+            yield DECODER
+        for built in running:
+            for text in built.notes:
                 progress.note(f"        {text}")
-            progress.step(f"{name}: built", seconds=seconds)
-            yield name
+            progress.step(f"{built.name}: built", seconds=built.seconds)
+            yield built.name
 
 
-def _weight(stage: Stage, config: VisionLLMConfig) -> int:
-    variants = len(config.deployment.det_buckets) if stage.bucketed else 1
-    return variants * (3 if stage.name in ("det_encoder", "det_decoder") else 1)
-
-
-def _indented(progress: Progress) -> Any:
-    return lambda text: progress.note(f"        {text}")
-
-
-@contextlib.contextmanager
-def _deaf_to_interrupts() -> Iterator[None]:
-    """Processes started inside the block ignore Ctrl-C from their first instruction.
-
-    The parent decides what an interruption means; a worker would only print a traceback.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals reach the main thread only, and only it may set handlers
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _build_in_worker(task: tuple[str, str, str, str, str]) -> tuple[str, float, list[str]]:
-    folder, name, key, cache_folder, target = task
-    started = time.monotonic()
-    pair = _worker_model(folder)
-    stage = next(stage for stage in STAGES if stage.name == name)
-    notes: list[str] = []
-    with StageCache(Path(cache_folder)).writing(key) as entry:
-        build_stage(pair, stage, entry, target=target, note=notes.append)
-    return name, time.monotonic() - started, notes
-
-
-_loaded: dict[str, ModelPair] = {}
-
-
-def _worker_model(folder: str) -> ModelPair:
-    """The checkpoint's model, loaded once per worker process."""
-    if folder not in _loaded:
-        _loaded[folder] = ModelPair(load_model(Checkpoint(Path(folder))))
-    return _loaded[folder]
-
-
-def _copy_stage(cache: StageCache, entry: Path, writer: BundleWriter) -> StageSpec:
-    for relative in cache.files(entry):
-        if relative != STAGE_FILE:
-            writer.add_file(relative, entry / relative)
-    content = json.loads((entry / STAGE_FILE).read_text(encoding="utf-8"))
-    variants = tuple(
-        Variant(
-            None if v["bucket"] is None else (v["bucket"][0], v["bucket"][1]),
-            v["model"],
-            v["canonical"],
-        )
-        for v in content["variants"]
-    )
-    return StageSpec(
-        inputs=_ports(content["inputs"]),
-        outputs=_ports(content["outputs"]),
-        variants=variants,
-        lowering=content["lowering"],
-        parity=content["parity"],
-    )
-
-
-def _ports(entries: list[dict[str, Any]]) -> tuple[Port, ...]:
-    return tuple(Port(e["name"], e["dtype"], tuple(e["shape"])) for e in entries)
-
-
-def _write_tables(model: VisionLLM, writer: BundleWriter) -> None:
-    embed = model.llm.get_parameter("model.embed_tokens.weight")
-    writer.add_array(_EMBED_TABLE, embed.detach().numpy())
+def _write_tables(model: VisionLLM, plan: DecoderPlan, writer: BundleWriter) -> None:
+    write_embedding(plan.source, plan.precision, writer)
     writer.add_array(_SUPERLINK_TABLE, model.emb_embeddings_det.weight.detach().numpy())
 
 
@@ -292,33 +252,27 @@ def _manifest(
     stages: Mapping[str, StageSpec],
     target: str,
     name: str,
+    precision: LlmPrecision,
 ) -> Manifest:
     config = checkpoint.config
-    llm, vision, deployment = config.llm, config.vision, config.deployment
+    vision, deployment = config.vision, config.deployment
     row = find_target(target)
     return Manifest(
-        family="visionllm_v2",
+        family=VISIONLLM_V2,
         name=name,
         created_by=package_versions(),
         checkpoint=CheckpointInfo(checkpoint.fingerprint()),
         target=TargetSpec(row.name, row.backend, row.precision),
         stages=stages,
         model=ModelSpec(
-            llm=LlmSpec(
-                hidden_size=llm.hidden_size,
-                num_layers=llm.num_hidden_layers,
-                num_kv_heads=llm.num_key_value_heads,
-                head_dim=llm.head_dim,
-                vocab_size=llm.vocab_size,
-                max_positions=llm.max_position_embeddings,
-            ),
+            llm=llm_spec(config.llm, precision),
             vision=VisionSpec(
                 image_size=vision.image_size,
                 tokens_per_tile=vision.tokens_per_tile,
                 max_tiles=deployment.max_tiles,
             ),
             superlink=_superlink(config),
-            embed_table=_EMBED_TABLE,
+            embed_table=EMBED_TABLE,
             detector=DetectorSpec(
                 buckets=deployment.det_buckets,
                 shortest_edge=deployment.det_shortest_edge,
@@ -329,13 +283,7 @@ def _manifest(
             ),
         ),
         preprocess=PREPROCESS,
-        tokenizer=TokenizerSpec(
-            file=_TOKENIZER,
-            space_after_control=tokenizer.space_after_control,
-            bos=tokenizer.bos,
-            eos=tokenizer.eos,
-            controls=tokenizer.controls,
-        ),
+        tokenizer=tokenizer_spec(tokenizer),
         prompt=PromptSpec(deployment.template),
     )
 
@@ -349,25 +297,3 @@ def _superlink(config: VisionLLMConfig) -> dict[str, SuperlinkSpec]:
         "gen": SuperlinkSpec(("[GEN]",), rows_gen),
         "edit": SuperlinkSpec(("[EDIT]",), rows_gen),
     }
-
-
-def _unpublished(writer: BundleWriter, manifest: Manifest) -> Bundle:
-    """What is written so far, readable by this process only."""
-    root = writer.path("any").parent
-    entries = {
-        path.relative_to(root).as_posix(): FileEntry(path.stat().st_size, "0" * 64)
-        for path in root.rglob("*")
-        if path.is_file()
-    }
-    return Bundle(root, dataclasses.replace(manifest, files=entries))
-
-
-def _write_report(
-    writer: BundleWriter, stages: Mapping[str, StageSpec], end_to_end: Mapping[str, Any]
-) -> None:
-    report = {
-        "stages": {name: spec.parity["worst"] for name, spec in stages.items()},
-        "end_to_end": end_to_end,
-    }
-    text = json.dumps(report, indent=1, allow_nan=False) + "\n"
-    writer.add_bytes(_PARITY_REPORT, text.encode("utf-8"))

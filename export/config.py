@@ -10,8 +10,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
+from visionllm_edge.export.config_section import Section
 from visionllm_edge.runtime.errors import CheckpointError, ConfigError
 
 __all__ = [
@@ -21,8 +22,22 @@ __all__ = [
     "SwinConfig",
     "VisionConfig",
     "VisionLLMConfig",
+    "config_from_dict",
+    "llama_config",
     "read_config",
+    "read_json",
+    "wrong_model_type",
 ]
+
+_BOTH = (False, True)
+_VISIONLLM = {
+    "supported": "Only the 7B composition (CLIP, LLaMA, Swin) is supported.",
+    "wanted": "config.json of a VisionLLM v2 checkpoint",
+}
+_LLAMA = {
+    "supported": "Only LLaMA decoders without biases and without rope scaling are supported.",
+    "wanted": "config.json of a LLaMA checkpoint",
+}
 
 
 @dataclass(frozen=True)
@@ -46,7 +61,12 @@ class VisionConfig:
 
 @dataclass(frozen=True)
 class LlmConfig:
-    """LLaMA decoder."""
+    """LLaMA decoder.
+
+    Attributes:
+        head_dim: width of one attention head; 0 stands for ``hidden_size / num_attention_heads``.
+        tie_word_embeddings: whether the output matrix is the embedding table.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -57,11 +77,13 @@ class LlmConfig:
     rms_norm_eps: float
     rope_theta: float
     max_position_embeddings: int
+    head_dim: int = 0
+    tie_word_embeddings: bool = False
 
-    @property
-    def head_dim(self) -> int:
-        """Width of one attention head."""
-        return self.hidden_size // self.num_attention_heads
+    def __post_init__(self) -> None:
+        """The usual width of a head: the heads share the hidden width."""
+        if not self.head_dim:
+            object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
 
 
 @dataclass(frozen=True)
@@ -153,6 +175,16 @@ def read_config(folder: Path) -> VisionLLMConfig:
         CheckpointError: no such file, or not JSON.
         ConfigError: a field is missing, or asks for something that is not supported.
     """
+    return config_from_dict(read_json(folder), name=folder.resolve().name)
+
+
+def read_json(folder: Path) -> Mapping[str, Any]:
+    """The parsed ``config.json`` of a checkpoint folder.
+
+    Raises:
+        CheckpointError: no such file, or not JSON.
+        ConfigError: not an object.
+    """
     path = folder / "config.json"
     if not folder.is_dir():
         raise CheckpointError(
@@ -165,13 +197,13 @@ def read_config(folder: Path) -> VisionLLMConfig:
     except FileNotFoundError as e:
         raise CheckpointError(
             f"checkpoint '{folder}': config.json is missing. "
-            "Give the folder of a VisionLLM v2 checkpoint in its official layout."
+            "Give the folder of a VisionLLM v2 checkpoint in its official layout, or of a LLaMA."
         ) from e
     except OSError as e:
         raise CheckpointError(f"checkpoint '{folder}': config.json: {e.strerror}.") from e
     except ValueError as e:  # not JSON, not UTF-8
         raise CheckpointError(f"checkpoint '{folder}': config.json is not valid JSON: {e}.") from e
-    return config_from_dict(data, name=folder.resolve().name)
+    return Section(data, **_VISIONLLM).data
 
 
 def config_from_dict(data: Mapping[str, Any], *, name: str) -> VisionLLMConfig:
@@ -180,13 +212,15 @@ def config_from_dict(data: Mapping[str, Any], *, name: str) -> VisionLLMConfig:
     Raises:
         ConfigError: a field is missing, or asks for something that is not supported.
     """
-    top = _Section(data)
+    top = Section(data, **_VISIONLLM)
     top.expect("model_type", "visionllmv2")
     top.expect("vl_bridge_type", "mlp2x_gelu")
     top.expect("use_pixelshuffle", False, optional=True)
     top.expect("use_llm_lora", False, optional=True)
     top.expect("use_gdino", True, optional=True)
-    llm = _llm(top.section("llm_config"))
+    llm_section = top.section("llm_config")
+    llm = _llm(llm_section)
+    llm_section.expect("head_dim", llm.hidden_size // llm.num_attention_heads, optional=True)
     num_embs = top.integer("num_embs", 4)
     config = VisionLLMConfig(
         name=name,
@@ -203,7 +237,7 @@ def config_from_dict(data: Mapping[str, Any], *, name: str) -> VisionLLMConfig:
     return config
 
 
-def _vision(section: _Section) -> VisionConfig:
+def _vision(section: Section) -> VisionConfig:
     if "vision_config" in section:  # a full CLIP config keeps the tower under it
         section = section.section("vision_config")
     section.expect("model_type", "clip_vision_model", optional=True)
@@ -220,32 +254,65 @@ def _vision(section: _Section) -> VisionConfig:
     )
 
 
-def _llm(section: _Section) -> LlmConfig:
+def wrong_model_type(data: Mapping[str, Any]) -> ConfigError:
+    """What to raise for a folder that is neither of the two families."""
+    return ConfigError(
+        "config.json: model_type: expected 'visionllmv2' or 'llama', "
+        f"got {data.get('model_type')!r}. Other architectures are not supported."
+    )
+
+
+def llama_config(data: Mapping[str, Any]) -> LlmConfig:
+    """Build the configuration of a language model of its own from its parsed ``config.json``.
+
+    Raises:
+        ConfigError: a field is missing, or asks for something that is not supported.
+    """
+    top = Section(data, **_LLAMA)
+    top.expect("model_type", "llama")
+    config = _llm(top, tied=_BOTH, rms_norm_eps=1e-6, max_position_embeddings=2048)
+    _check_groups("", config)
+    if config.head_dim % 2:
+        raise ConfigError(
+            f"config.json: head_dim: expected an even number (rotary embedding), "
+            f"got {config.head_dim}."
+        )
+    return config
+
+
+def _llm(
+    section: Section,
+    *,
+    tied: tuple[bool, ...] = (False,),
+    rms_norm_eps: float = 1e-5,
+    max_position_embeddings: int = 4096,
+) -> LlmConfig:
     section.expect("model_type", "llama", optional=True)
     section.expect("hidden_act", "silu", optional=True)
     section.expect("attention_bias", False, optional=True)
     section.expect("mlp_bias", False, optional=True)
-    section.expect("tie_word_embeddings", False, optional=True)
+    section.expect("tie_word_embeddings", *tied, optional=True)
     section.expect("rope_scaling", None, optional=True)
     rope = section.section("rope_parameters", optional=True)  # newer files keep theta in here
     rope.expect("rope_type", "default", optional=True)
     heads = section.integer("num_attention_heads")
-    config = LlmConfig(
+    hidden = section.integer("hidden_size")
+    return LlmConfig(
         vocab_size=section.integer("vocab_size"),
-        hidden_size=section.integer("hidden_size"),
+        hidden_size=hidden,
         intermediate_size=section.integer("intermediate_size"),
         num_hidden_layers=section.integer("num_hidden_layers"),
         num_attention_heads=heads,
         num_key_value_heads=section.integer("num_key_value_heads", heads),
-        rms_norm_eps=section.number("rms_norm_eps", 1e-5),
+        rms_norm_eps=section.number("rms_norm_eps", rms_norm_eps),
         rope_theta=section.number("rope_theta", rope.number("rope_theta", 10000.0)),
-        max_position_embeddings=section.integer("max_position_embeddings", 4096),
+        max_position_embeddings=section.integer("max_position_embeddings", max_position_embeddings),
+        head_dim=section.integer("head_dim", max(1, hidden // heads)),
+        tie_word_embeddings=section.data.get("tie_word_embeddings") is True,
     )
-    section.expect("head_dim", config.head_dim, optional=True)
-    return config
 
 
-def _detector(section: _Section, llm_width: int, num_embs: int) -> DetectorConfig:
+def _detector(section: Section, llm_width: int, num_embs: int) -> DetectorConfig:
     section.expect("num_feature_levels", 4)
     section.expect("two_stage", True, optional=True)
     section.expect("embedding_init_target", True, optional=True)
@@ -275,7 +342,7 @@ def _detector(section: _Section, llm_width: int, num_embs: int) -> DetectorConfi
     )
 
 
-def _swin(section: _Section) -> SwinConfig:
+def _swin(section: Section) -> SwinConfig:
     section.expect("model_type", "swin", optional=True)
     section.expect("hidden_act", "gelu", optional=True)
     section.expect("qkv_bias", True, optional=True)
@@ -291,7 +358,7 @@ def _swin(section: _Section) -> SwinConfig:
     )
 
 
-def _deployment(section: _Section) -> DeploymentConfig:
+def _deployment(section: Section) -> DeploymentConfig:
     default = DeploymentConfig()
     return DeploymentConfig(
         det_shortest_edge=section.integer("det_shortest_edge", default.det_shortest_edge),
@@ -324,12 +391,7 @@ def _check(config: VisionLLMConfig) -> None:
         "2 * num_attention_heads",
         2 * llm.num_attention_heads,
     )
-    _multiple(
-        "llm_config.num_attention_heads",
-        llm.num_attention_heads,
-        "num_key_value_heads",
-        llm.num_key_value_heads,
-    )
+    _check_groups("llm_config.", llm)
     _multiple(f"{decoder}.d_model", det.d_model, "the group norms' groups", 32)
     for field, heads in (
         ("encoder_attention_heads", det.encoder_attention_heads),
@@ -362,6 +424,15 @@ def _check(config: VisionLLMConfig) -> None:
             )
 
 
+def _check_groups(path: str, llm: LlmConfig) -> None:
+    _multiple(
+        f"{path}num_attention_heads",
+        llm.num_attention_heads,
+        "num_key_value_heads",
+        llm.num_key_value_heads,
+    )
+
+
 def _multiple(field: str, value: int, of: str, divisor: int) -> None:
     if value % divisor:
         raise ConfigError(
@@ -374,99 +445,3 @@ def _equal(field: str, value: int, other: str, wanted: int) -> None:
         raise ConfigError(
             f"config.json: {field}: expected the same as {other} ({wanted}), got {value}."
         )
-
-
-_REQUIRED = object()
-
-
-class _Section:
-    """One object of ``config.json``. Every complaint names the whole path of the field.
-
-    A field that is null counts as absent.
-    """
-
-    def __init__(self, data: object, path: str = "") -> None:
-        if not isinstance(data, Mapping):
-            raise ConfigError(
-                f"config.json: {path + ': ' if path else ''}expected an object, got "
-                f"{'nothing' if data is None else type(data).__name__}. "
-                "Give the config.json of a VisionLLM v2 checkpoint."
-            )
-        self.data: Mapping[str, object] = data
-        self.path = path
-
-    def __contains__(self, key: str) -> bool:
-        return self.data.get(key) is not None
-
-    def section(self, key: str, *, optional: bool = False) -> _Section:
-        """The object under ``key``; an empty one if it is absent and may be."""
-        data = self.data.get(key)
-        return _Section({} if data is None and optional else data, self._name(key))
-
-    def expect(self, key: str, *wanted: object, optional: bool = False) -> None:
-        """Refuse every value but the wanted ones; absence only if ``optional``."""
-        got = self.data.get(key, _REQUIRED)
-        if (got is _REQUIRED or got is None) and optional:
-            return
-        if not any(got == want and isinstance(got, type(want)) for want in wanted):
-            shown = "nothing" if got is _REQUIRED else repr(got)
-            raise ConfigError(
-                f"config.json: {self._name(key)}: expected "
-                f"{' or '.join(repr(want) for want in wanted)}, got {shown}. "
-                "Only the 7B composition (CLIP, LLaMA, Swin) is supported."
-            )
-
-    def integer(self, key: str, default: int | None = None, *, least: int | None = 1) -> int:
-        """An integer of at least ``least``."""
-        got = default if key not in self else self.data[key]
-        if not _is_integer(got) or (least is not None and got < least):
-            kind = {None: "an integer", 1: "a positive integer"}.get(least, f"at least {least}")
-            raise self._wrong(key, kind, got)
-        return got
-
-    def integers(self, key: str, count: int) -> tuple[int, ...]:
-        """A list of ``count`` positive integers."""
-        got = self.data.get(key)
-        if not isinstance(got, list) or len(got) != count or not all(map(_is_positive, got)):
-            raise self._wrong(key, f"{count} positive integers", got)
-        return tuple(got)
-
-    def sizes(self, key: str, default: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
-        """A list of (height, width) in positive multiples of 32."""
-        if key not in self:
-            return default
-        got = self.data[key]
-        pairs = [p for p in got if isinstance(p, list)] if isinstance(got, list) else []
-        ok = all(len(p) == 2 and all(_is_positive(x) and x % 32 == 0 for x in p) for p in pairs)
-        if not isinstance(got, list) or not got or len(pairs) != len(got) or not ok:
-            raise self._wrong(key, "pairs [height, width] of positive multiples of 32", got)
-        return tuple((h, w) for h, w in pairs)
-
-    def number(self, key: str, default: float) -> float:
-        """A positive number."""
-        got = default if key not in self else self.data[key]
-        if isinstance(got, bool) or not isinstance(got, int | float) or got <= 0:
-            raise self._wrong(key, "a positive number", got)
-        return float(got)
-
-    def text(self, key: str, default: str) -> str:
-        """A string."""
-        got = default if key not in self else self.data[key]
-        if not isinstance(got, str):
-            raise self._wrong(key, "a string", got)
-        return got
-
-    def _name(self, key: str) -> str:
-        return f"{self.path}.{key}" if self.path else key
-
-    def _wrong(self, key: str, expected: str, got: object) -> ConfigError:
-        shown = "nothing" if got is None else repr(got)
-        return ConfigError(f"config.json: {self._name(key)}: expected {expected}, got {shown}.")
-
-
-def _is_integer(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_positive(value: object) -> bool:
-    return _is_integer(value) and value > 0

@@ -4,23 +4,32 @@ Both run through the runtime's own pipeline on fresh scenes, so pre- and post-pr
 the check. A two-stage detector ranks its proposals, and where two differ by a rounding error two
 right implementations may answer differently: most of the scenes must agree, not every one. Limits
 live in `visionllm_edge.export.parity`.
+
+A bundle whose language model is quantised is compared with torch that has the same, dequantised
+weights. It rounds activations where torch does not, and so does a control; ours may be off by twice
+as much as that. How far it is from the unquantised model is reported beside it.
 """
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from visionllm_edge.export.components.llm_decoder import Llama
 from visionllm_edge.export.components.model import VisionLLM
-from visionllm_edge.export.parity import END_TO_END_BOX_PX, END_TO_END_SCORE
+from visionllm_edge.export.llm.bundle_weights import BundleWeights
+from visionllm_edge.export.llm.torch_twin import torch_twin
+from visionllm_edge.export.parity import CONTROL_FACTOR, END_TO_END_BOX_PX, END_TO_END_SCORE
 from visionllm_edge.export.torch_stages import TorchStages
 from visionllm_edge.runtime.bundle import Bundle
 from visionllm_edge.runtime.errors import ParityError
 from visionllm_edge.runtime.llm.sampling import GenerationConfig
+from visionllm_edge.runtime.manifest import FP32
 from visionllm_edge.runtime.model import VisionLLM as RuntimeModel
-from visionllm_edge.runtime.pipelines.loading import load_pipeline
+from visionllm_edge.runtime.pipelines.loading import LoadOptions, load_pipeline
 from visionllm_edge.runtime.results import Detection
 from visionllm_edge.runtime.shapes_world import make_scene
 
@@ -51,21 +60,65 @@ def check_end_to_end(bundle: Bundle, model: VisionLLM, *, threads: int | None = 
     Raises:
         ParityError: a box or score differs by more than the limits on most scenes.
     """
-    ours = RuntimeModel(load_pipeline(bundle, threads=threads))
-    torchs = RuntimeModel(load_pipeline(bundle, stages=TorchStages(model)))
+    ours = RuntimeModel(load_pipeline(bundle, LoadOptions(threads=threads)))
+    if bundle.manifest.model.llm.precision == FP32:
+        report = _report(ours, _torch(bundle, model))
+        _require(report, END_TO_END_BOX_PX, END_TO_END_SCORE)
+        return report
+    weights, config = BundleWeights(bundle), model.config.llm
+    truth = _torch(bundle, _with_decoder(model, torch_twin(weights, config)))
+    rounded = torch_twin(weights, config, rounded_activations=True)
+    control = _report(_torch(bundle, _with_decoder(model, rounded)), truth)
+    report = _report(ours, truth)
+    _require(
+        report,
+        CONTROL_FACTOR * control["largest_box_difference_px"] + END_TO_END_BOX_PX,
+        CONTROL_FACTOR * control["largest_score_difference"] + END_TO_END_SCORE,
+    )
+    unquantized = _report(ours, _torch(bundle, model))
+    return {
+        "against": "torch with the dequantised weights",
+        **report,
+        "control": _head(control),
+        "against_unquantized": _head(unquantized),
+    }
+
+
+def _torch(bundle: Bundle, model: VisionLLM) -> RuntimeModel:
+    """The torch model behind the bundle's own pre- and post-processing."""
+    return RuntimeModel(load_pipeline(bundle, stages=TorchStages(model)))
+
+
+def _with_decoder(model: VisionLLM, llm: Llama) -> VisionLLM:
+    """The same model with another language decoder; every other weight is shared."""
+    twin = copy.copy(model)
+    # A copy of a module shares the table of its parts.
+    twin._modules = {**model._modules, "llm": llm}
+    return twin
+
+
+def _report(ours: RuntimeModel, torchs: RuntimeModel) -> dict[str, Any]:
+    """Every scene; its head is the median one."""
     scenes = []
     for index, (width, height) in enumerate(_SIZES_PX):
         scene = make_scene(np.random.default_rng((_SEED, index)), width=width, height=height)
         scenes.append(_compare(ours, torchs, scene.image))
     typical = sorted(scenes, key=lambda scene: scene["largest_box_difference_px"])[len(scenes) // 2]
-    box, score = typical["largest_box_difference_px"], typical["largest_score_difference"]
-    if box > END_TO_END_BOX_PX or score > END_TO_END_SCORE:
+    return {"classes": list(_CLASSES), **typical, "scenes": scenes}
+
+
+def _head(report: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in report.items() if name not in ("classes", "scenes")}
+
+
+def _require(report: dict[str, Any], most_px: float, most_score: float) -> None:
+    box, score = report["largest_box_difference_px"], report["largest_score_difference"]
+    if box > most_px or score > most_score:
         raise ParityError(
             f"end to end: boxes differ from torch by up to {box:.3g} px (allowed "
-            f"{END_TO_END_BOX_PX}), scores by {score:.3g} (allowed {END_TO_END_SCORE}), "
+            f"{most_px:.3g}), scores by {score:.3g} (allowed {most_score:.3g}), "
             "although every stage is right. Nothing was published."
         )
-    return {"classes": list(_CLASSES), **typical, "scenes": scenes}
 
 
 def _compare(ours: RuntimeModel, torchs: RuntimeModel, image: Rgb) -> dict[str, Any]:

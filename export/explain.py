@@ -21,7 +21,7 @@ from visionllm_edge.export.lowering import KEPT, LoweredNode, lower, lowered_por
 from visionllm_edge.export.passes.quantize_dequantize import Quantization
 from visionllm_edge.export.stage_precisions import stage_precisions
 from visionllm_edge.runtime.bundle import Bundle
-from visionllm_edge.runtime.engines.profiles import axis_ranges, profiles_for
+from visionllm_edge.runtime.engines.profiles import axis_ranges, cache_rows, profiles_for
 from visionllm_edge.runtime.manifest import StageSpec, Variant
 from visionllm_edge.runtime.ports import StagePorts
 from visionllm_edge.runtime.targets import QUANTIZED, Target
@@ -140,14 +140,19 @@ def _explain(
     if precision in QUANTIZED:
         quantization = calibrator.calibrate(stage, variant.bucket, precision)
     model = load_canonical(bundle, stage, variant.bucket)
+    ranges = axis_ranges(bundle.manifest.model, capacity=choices.context)
     forms = lower(
-        model, target, precision=precision, plugins=choices.plugins, quantization=quantization
+        model,
+        target,
+        precision=precision,
+        plugins=choices.plugins,
+        quantization=quantization,
+        capacity=cache_rows(ranges),
     )
-    ports = lowered_ports(spec.ports(stage), precision)
+    ports = lowered_ports(spec.ports(stage), target, precision)
     shapes = {value.name or "": _shape(value) for value in model.graph.inputs}
     profiles = {}
     if target.backend != "onnxruntime":
-        ranges = axis_ranges(bundle.manifest.model, capacity=choices.context)
         profiles = {
             profile.use: {
                 name: (shape.min, shape.opt, shape.max) for name, shape in profile.shapes.items()

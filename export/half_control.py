@@ -26,7 +26,7 @@ from visionllm_edge.export.components.llm_decoder import Llama
 from visionllm_edge.export.components.object_decoder import ObjectDecoder, Proposals
 from visionllm_edge.runtime.backends.base import PAST_PREFIX
 
-__all__ = ["HALF_DTYPES", "run_in_half"]
+__all__ = ["HALF_DTYPES", "run_in_half", "wide_kernels"]
 
 HALF_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 """Precision -> torch type."""
@@ -82,6 +82,11 @@ def run_in_half(
         outputs = control(*given)
     outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
     return tuple(output.float() for output in outputs)
+
+
+def wide_kernels(half: torch.dtype) -> TorchDispatchMode:
+    """A context in which heavy operators on half tensors compute in fp32 and round once."""
+    return _WideKernels(half)
 
 
 def _propose_in_fp32(original: ObjectDecoder) -> Callable[..., Proposals]:

@@ -40,7 +40,7 @@ from visionllm_edge.runtime.engines.plan import (
     NodeForm,
     StagePlan,
 )
-from visionllm_edge.runtime.engines.profiles import Axes, axis_ranges, profiles_for
+from visionllm_edge.runtime.engines.profiles import Axes, axis_ranges, cache_rows, profiles_for
 from visionllm_edge.runtime.errors import BundleError, ConfigError
 from visionllm_edge.runtime.manifest import Manifest, Variant
 from visionllm_edge.runtime.targets import QUANTIZED, Target, find_target
@@ -140,7 +140,7 @@ def _write(bundle: Bundle, folder: Path, target: Target, options: KitOptions, no
     (folder / "graphs").mkdir()
     for name, spec in manifest.stages.items():
         precision = precisions[name]
-        own = lowered_ports(spec.ports(name), precision)
+        own = lowered_ports(spec.ports(name), target, precision)
         ports[name] = {
             "inputs": [port.to_dict() for port in own.inputs],
             "outputs": [port.to_dict() for port in own.outputs],
@@ -191,7 +191,12 @@ def _plan(
 ) -> StagePlan:
     model = load_canonical(bundle, stage, variant.bucket)
     forms = lower(
-        model, target, precision=precision, plugins=options.plugins, quantization=quantization
+        model,
+        target,
+        precision=precision,
+        plugins=options.plugins,
+        quantization=quantization,
+        capacity=cache_rows(ranges),
     )
     plan = StagePlan(
         stage=stage,

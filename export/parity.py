@@ -23,6 +23,7 @@ __all__ = [
     "END_TO_END_BOX_PX",
     "END_TO_END_SCORE",
     "FLOORS",
+    "ROUNDED_FACTOR",
     "TensorParity",
     "compare_outputs",
     "compare_with_limits",
@@ -30,6 +31,11 @@ __all__ = [
 ]
 
 CONTROL_FACTOR = 2.0
+
+ROUNDED_FACTOR = 4.0
+"""In place of it where activations are rounded to int8: that error is noise with rare large values,
+and two right implementations draw it anew. With SmolLM2 one of 372 tensors reached 2.07 times its
+control. The same graph without rounded activations must keep the ordinary factor."""
 
 FLOORS = {"fp32": 4e-6, "fp16": 1e-3, "bf16": 8e-3, "int8": 1e-3, "fp8": 1e-3}
 """Per precision, relative to the largest magnitude of the true tensor.

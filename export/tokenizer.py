@@ -19,7 +19,15 @@ from tokenizers import AddedToken
 
 from visionllm_edge.runtime.errors import CheckpointError
 
-__all__ = ["CONTROL_TOKENS", "ConvertedTokenizer", "convert_tokenizer"]
+__all__ = [
+    "CONTROL_TOKENS",
+    "ConvertedTokenizer",
+    "checked_definition",
+    "convert_tokenizer",
+    "read_settings",
+    "sentencepiece_bpe",
+    "sentencepiece_definition",
+]
 
 CONTROL_TOKENS = (
     "[PAD]", "<image>", "<im_patch>", "<region>", "<img>", "</img>", "<reg>", "</reg>",
@@ -40,7 +48,7 @@ class ConvertedTokenizer:
     Attributes:
         definition: content of `tokenizer.json`.
         controls: id of every control token by name.
-        bos: id put first.
+        bos: id put first; None where nothing is.
         eos: id that ends an answer.
         space_after_control: whether a text after a control token gets the dummy prefix (the
             `legacy` behaviour of LLaMA's slow tokenizer).
@@ -48,7 +56,7 @@ class ConvertedTokenizer:
 
     definition: str
     controls: Mapping[str, int]
-    bos: int
+    bos: int | None
     eos: int
     space_after_control: bool
 
@@ -64,11 +72,11 @@ def convert_tokenizer(folder: Path, *, vocab_size: int) -> ConvertedTokenizer:
         CheckpointError: no tokenizer, an unreadable one, a missing control token, or ids that do
             not fit the model.
     """
-    settings = _read_json(folder / "tokenizer_config.json")
+    settings = read_settings(folder / "tokenizer_config.json")
     if (folder / "tokenizer.json").is_file():
-        definition = _checked(folder / "tokenizer.json")
+        definition = checked_definition(folder / "tokenizer.json")
     elif (folder / "tokenizer.model").is_file():
-        definition = _from_sentencepiece(folder, settings)
+        definition = sentencepiece_definition(folder, settings)
     else:
         raise CheckpointError(
             f"checkpoint '{folder}': no tokenizer found. Expected tokenizer.json, or "
@@ -105,7 +113,12 @@ def convert_tokenizer(folder: Path, *, vocab_size: int) -> ConvertedTokenizer:
     )
 
 
-def _checked(path: Path) -> str:
+def checked_definition(path: Path) -> str:
+    """Content of a ``tokenizer.json``.
+
+    Raises:
+        CheckpointError: the tokenizers library cannot read it.
+    """
     try:
         text = path.read_text(encoding="utf-8")
         tokenizers.Tokenizer.from_str(text)
@@ -116,7 +129,12 @@ def _checked(path: Path) -> str:
     return text
 
 
-def _read_json(path: Path) -> Mapping[str, Any]:
+def read_settings(path: Path) -> Mapping[str, Any]:
+    """A JSON file beside the tokenizer; empty if there is none.
+
+    Raises:
+        CheckpointError: not JSON, or no object.
+    """
     if not path.is_file():
         return {}
     try:
@@ -130,8 +148,12 @@ def _read_json(path: Path) -> Mapping[str, Any]:
     return data
 
 
-def _from_sentencepiece(folder: Path, settings: Mapping[str, Any]) -> str:
-    """LLaMA's byte-pair model with byte fallback, then the added tokens in the order of ids."""
+def sentencepiece_definition(folder: Path, settings: Mapping[str, Any]) -> str:
+    """A folder's ``tokenizer.model`` with its added tokens, as content of a ``tokenizer.json``.
+
+    Raises:
+        CheckpointError: no SentencePiece model, or added tokens with a gap between the ids.
+    """
     import sentencepiece
 
     try:
@@ -146,26 +168,7 @@ def _from_sentencepiece(folder: Path, settings: Mapping[str, Any]) -> str:
         for piece, rank in vocab.items()
         if not (pieces.is_byte(rank) or pieces.is_control(rank) or pieces.is_unknown(rank))
     }
-    tokenizer = tokenizers.Tokenizer(
-        tokenizers.models.BPE(
-            vocab, _merges(mergeable), unk_token="<unk>", fuse_unk=True, byte_fallback=True
-        )
-    )
-    # SentencePiece's own dummy prefix: always one, also before a text that starts with a blank.
-    tokenizer.normalizer = tokenizers.normalizers.Sequence(
-        [
-            tokenizers.normalizers.Prepend(_SPACE),
-            tokenizers.normalizers.Replace(" ", _SPACE),
-        ]
-    )
-    tokenizer.decoder = tokenizers.decoders.Sequence(
-        [
-            tokenizers.decoders.Replace(_SPACE, " "),
-            tokenizers.decoders.ByteFallback(),
-            tokenizers.decoders.Fuse(),
-            tokenizers.decoders.Strip(" ", 1, 0),
-        ]
-    )
+    tokenizer = sentencepiece_bpe(vocab, mergeable)
     base = [name for name in ("<unk>", "<s>", "</s>") if name in vocab]
     tokenizer.add_special_tokens([AddedToken(name, normalized=False) for name in base])
     for name, number in _added_tokens(folder, settings):
@@ -182,10 +185,44 @@ def _from_sentencepiece(folder: Path, settings: Mapping[str, Any]) -> str:
     return tokenizer.to_str()
 
 
+def sentencepiece_bpe(
+    vocab: Mapping[str, int], ranks: Mapping[str, int], *, prefix: bool = True
+) -> tokenizers.Tokenizer:
+    """LLaMA's byte-pair model with byte fallback, without added tokens.
+
+    Args:
+        vocab: id of every piece.
+        ranks: of the pieces that may be merged: order of preference, best first.
+        prefix: whether a text gets the dummy prefix.
+    """
+    tokenizer = tokenizers.Tokenizer(
+        tokenizers.models.BPE(
+            dict(vocab), _merges(ranks), unk_token="<unk>", fuse_unk=True, byte_fallback=True
+        )
+    )
+    # SentencePiece's own dummy prefix: always one, also before a text that starts with a blank.
+    blanks = tokenizers.normalizers.Replace(" ", _SPACE)
+    tokenizer.normalizer = (
+        tokenizers.normalizers.Sequence([tokenizers.normalizers.Prepend(_SPACE), blanks])
+        if prefix
+        else blanks
+    )
+    strip = [tokenizers.decoders.Strip(" ", 1, 0)] if prefix else []
+    tokenizer.decoder = tokenizers.decoders.Sequence(
+        [
+            tokenizers.decoders.Replace(_SPACE, " "),
+            tokenizers.decoders.ByteFallback(),
+            tokenizers.decoders.Fuse(),
+            *strip,
+        ]
+    )
+    return tokenizer
+
+
 def _merges(pieces: Mapping[str, int]) -> list[tuple[str, str]]:
     """Pairs of pieces that form a piece, in the order in which SentencePiece prefers them.
 
-    It merges the pair whose result has the best score, and ids follow the scores.
+    It merges the pair whose result has the best score; so do the ranks go.
     """
     ranked = [
         (rank, pieces[piece[:cut]], pieces[piece[cut:]], piece[:cut], piece[cut:])
@@ -197,7 +234,7 @@ def _merges(pieces: Mapping[str, int]) -> list[tuple[str, str]]:
 
 
 def _added_tokens(folder: Path, settings: Mapping[str, Any]) -> list[tuple[str, int]]:
-    added = dict(_read_json(folder / "added_tokens.json"))
+    added = dict(read_settings(folder / "added_tokens.json"))
     if not added:
         decoder = settings.get("added_tokens_decoder") or {}
         added = {str(entry["content"]): int(number) for number, entry in decoder.items()}

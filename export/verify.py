@@ -7,10 +7,11 @@ torch anew, at all sizes, and the whole chain end to end.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,9 +23,14 @@ from visionllm_edge.runtime.backends.base import PRESENT_PREFIX
 from visionllm_edge.runtime.bundle import Bundle
 from visionllm_edge.runtime.engines.golden import fitted_inputs
 from visionllm_edge.runtime.errors import ConfigError, ParityError
-from visionllm_edge.runtime.manifest import Manifest, StageSpec
+from visionllm_edge.runtime.manifest import FP32, LLAMA, Manifest, StageSpec
+
+if TYPE_CHECKING:
+    from visionllm_edge.export.llm.weights import LlmWeights
 
 __all__ = ["StageVerdict", "VerifyReport", "verify_bundle"]
+
+DECODER = "llm_decoder"
 
 
 @dataclass(frozen=True)
@@ -135,19 +141,20 @@ def _against_checkpoint(bundle: Bundle, folder: Path, progress: Progress) -> Ver
     from visionllm_edge.export.build_stage import ModelPair, check_stage
     from visionllm_edge.export.checkpoint import Checkpoint, load_model
     from visionllm_edge.export.end_to_end import check_end_to_end
+    from visionllm_edge.export.llm.hf_folder import VisionLLMWeights
     from visionllm_edge.export.stages import STAGES
 
+    if bundle.manifest.family == LLAMA:
+        return _llm_against_checkpoint(bundle, folder, progress)
     checkpoint = Checkpoint(folder)
-    fingerprint, expected = checkpoint.fingerprint(), bundle.manifest.checkpoint.fingerprint
-    if fingerprint != expected:
-        raise ParityError(
-            f"bundle '{bundle.root.name}' was compiled from another checkpoint: expected "
-            f"fingerprint {expected}, '{folder.name}' has {fingerprint}. Give the checkpoint it "
-            "was compiled from."
-        )
+    _require_same(bundle, folder, checkpoint.fingerprint())
     pair = ModelPair(load_model(checkpoint))
     verdicts = []
     for stage in STAGES:
+        if stage.name == DECODER:
+            verdicts.append(_decoder_verdict(bundle, VisionLLMWeights(checkpoint)))
+            progress.step(_line(verdicts[-1]))
+            continue
         tensors = []
         for variant in bundle.manifest.stages[stage.name].variants:
             reports, _ = check_stage(
@@ -164,6 +171,62 @@ def _against_checkpoint(bundle: Bundle, folder: Path, progress: Progress) -> Ver
     progress.step("compared with torch end to end")
     files = len(bundle.manifest.files)
     return VerifyReport(files, "checkpoint", tuple(verdicts), end_to_end)
+
+
+def _llm_against_checkpoint(bundle: Bundle, path: Path, progress: Progress) -> VerifyReport:
+    from visionllm_edge.export.llm.end_to_end import check_language_model
+    from visionllm_edge.export.llm.weights import open_llm
+
+    source = open_llm(path)
+    _require_same(bundle, path, source.fingerprint())
+    verdict = _decoder_verdict(bundle, source)
+    progress.step(_line(verdict))
+    end_to_end = check_language_model(bundle, source.config)
+    progress.step(f"continued a text by the runtime: {end_to_end['summary']}")
+    return VerifyReport(len(bundle.manifest.files), "checkpoint", (verdict,), end_to_end)
+
+
+def _require_same(bundle: Bundle, path: Path, fingerprint: str) -> None:
+    expected = bundle.manifest.checkpoint.fingerprint
+    if fingerprint != expected:
+        raise ParityError(
+            f"bundle '{bundle.root.name}' was compiled from another checkpoint: expected "
+            f"fingerprint {expected}, '{path.name}' has {fingerprint}. Give the checkpoint it "
+            "was compiled from."
+        )
+
+
+def _decoder_verdict(bundle: Bundle, source: LlmWeights) -> StageVerdict:
+    """The decoder against the checkpoint's weights; quantised ones against its own, dequantised."""
+    from visionllm_edge.export.llm.build_decoder import embed_rows
+    from visionllm_edge.export.llm.bundle_weights import BundleWeights
+    from visionllm_edge.export.llm.decoder_parity import check_graph, decoder_truth
+    from visionllm_edge.export.llm.decoder_weights import DecoderWeights, DenseWeights
+
+    manifest = bundle.manifest
+    llm, spec = manifest.model.llm, manifest.stages[DECODER]
+    quantized = llm.precision != FP32
+    weights: DecoderWeights = BundleWeights(bundle) if quantized else DenseWeights(source)
+    truth = decoder_truth(
+        weights,
+        source.config,
+        embed_rows(source, half=quantized),
+        quantized=quantized,
+        cache=llm.cache,
+        halves=False,
+    )
+    with tempfile.TemporaryDirectory(prefix="visionllm-edge-") as scratch:
+        parity = check_graph(
+            bundle.stage_model(DECODER),
+            spec.ports(DECODER),
+            truth,
+            quantized=quantized,
+            target=manifest.target.name,
+            scratch=Path(scratch),
+        )
+    reports = [*parity.shipped, *parity.exact]
+    tensors = [tensor for report in reports for tensor in report.outputs]
+    return StageVerdict(DECODER, len(tensors), _worst(tensors))
 
 
 def _worst(report: list[TensorParity]) -> TensorParity:

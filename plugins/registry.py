@@ -11,13 +11,26 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from visionllm_edge.plugins.cached_attention.spec import CACHED_ATTENTION
+from visionllm_edge.plugins.gated_silu.spec import GATED_SILU
 from visionllm_edge.plugins.grid_sample_prompt_pool.spec import GRID_SAMPLE_PROMPT_POOL
 from visionllm_edge.plugins.ms_deform_attn.spec import MS_DEFORM_ATTN
+from visionllm_edge.plugins.quantized_cached_attention.spec import QUANTIZED_CACHED_ATTENTION
+from visionllm_edge.plugins.quantized_linear.spec import QUANTIZED_LINEAR
 from visionllm_edge.plugins.semantic_op import SemanticOp
 
 __all__ = ["SEMANTIC_OPS"]
 
 SEMANTIC_OPS: Mapping[str, SemanticOp] = MappingProxyType(
-    {op.name: op for op in (CACHED_ATTENTION, GRID_SAMPLE_PROMPT_POOL, MS_DEFORM_ATTN)}
+    {
+        op.name: op
+        for op in (
+            CACHED_ATTENTION,
+            GATED_SILU,
+            GRID_SAMPLE_PROMPT_POOL,
+            MS_DEFORM_ATTN,
+            QUANTIZED_CACHED_ATTENTION,
+            QUANTIZED_LINEAR,
+        )
+    }
 )
 """op_type -> operator, for every operator of domain `visionllm`."""

@@ -6,6 +6,7 @@ from visionllm_edge.runtime.errors import (
     ContextError,
     EdgeError,
     InputError,
+    MemoryLimitError,
 )
 from visionllm_edge.runtime.events import (
     DetectionEvent,
@@ -14,9 +15,11 @@ from visionllm_edge.runtime.events import (
     GroupEvent,
     TokenEvent,
 )
+from visionllm_edge.runtime.language_model import LanguageModel
 from visionllm_edge.runtime.llm.sampling import GenerationConfig
 from visionllm_edge.runtime.model import VisionLLM
 from visionllm_edge.runtime.pipelines.chat import ChatSession
+from visionllm_edge.runtime.pipelines.text import TextChat
 from visionllm_edge.runtime.results import (
     ChatResult,
     Detection,
@@ -40,7 +43,10 @@ __all__ = [
     "GenerationConfig",
     "GroupEvent",
     "InputError",
+    "LanguageModel",
+    "MemoryLimitError",
     "Span",
+    "TextChat",
     "TextResult",
     "TokenEvent",
     "VisionLLM",

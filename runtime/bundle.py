@@ -36,7 +36,15 @@ from visionllm_edge.runtime.manifest import (
 )
 from visionllm_edge.runtime.ports import Array
 
-__all__ = ["Bundle", "BundleWriter", "Manifest", "regular_files", "sha256_of_file"]
+__all__ = [
+    "Bundle",
+    "BundleWriter",
+    "Manifest",
+    "lock_folder",
+    "regular_files",
+    "sha256_of_file",
+    "unlock_folder",
+]
 
 _log = logging.getLogger(__name__)
 _PARTIAL = ".partial-"
@@ -193,7 +201,7 @@ class BundleWriter:
         _clear_leftovers(self._target)
         self._partial = parent / f".{self._target.name}{_PARTIAL}{secrets.token_hex(6)}"
         self._partial.mkdir()
-        self._lock = _lock_folder(self._partial)
+        self._lock = lock_folder(self._partial)
         return self
 
     def __exit__(
@@ -203,7 +211,7 @@ class BundleWriter:
         traceback: TracebackType | None,
     ) -> None:
         """Remove whatever was not committed."""
-        _unlock_folder(self._lock)
+        unlock_folder(self._lock)
         self._lock = None
         if self._partial is not None:
             shutil.rmtree(self._partial, ignore_errors=True)
@@ -274,7 +282,7 @@ class BundleWriter:
             folder.rename(target)
             return
         old = target.parent / f".{target.name}{_REPLACED}{secrets.token_hex(6)}"
-        lock = _lock_folder(target)
+        lock = lock_folder(target)
         try:
             target.rename(old)
             try:
@@ -284,7 +292,7 @@ class BundleWriter:
                 raise
             shutil.rmtree(old, ignore_errors=True)
         finally:
-            _unlock_folder(lock)
+            unlock_folder(lock)
 
 
 def sha256_of_file(path: Path) -> str:
@@ -420,7 +428,7 @@ def _clear_leftovers(target: Path) -> None:
         )
         if kind is None or folder.is_symlink() or not folder.is_dir():
             continue
-        lock = _lock_folder(folder)
+        lock = lock_folder(folder)
         if lock is None:
             continue  # another compile is at work in it
         try:
@@ -431,10 +439,10 @@ def _clear_leftovers(target: Path) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
                 _log.info("removed %s, left over from an interrupted compile", folder)
         finally:
-            _unlock_folder(lock)
+            unlock_folder(lock)
 
 
-def _lock_folder(folder: Path) -> int | None:
+def lock_folder(folder: Path) -> int | None:
     """Lock a folder for as long as this process lives; None when someone else holds it.
 
     The system drops the lock when the process dies, so it tells a killed compile from a running
@@ -454,7 +462,8 @@ def _lock_folder(folder: Path) -> int | None:
     return handle
 
 
-def _unlock_folder(lock: int | None) -> None:
+def unlock_folder(lock: int | None) -> None:
+    """Give a lock back; None is none."""
     if lock is not None:
         with contextlib.suppress(OSError):
             os.close(lock)

@@ -8,6 +8,7 @@
     ├── PluginError          an operator whose form is missing or was used wrongly
     ├── BundleError          a bundle that is changed, incomplete or not a bundle
     ├── BackendError         a stage that could not be loaded or run
+    ├── MemoryLimitError     a bundle that needs more memory than the machine has free
     └── InputError           something that the user gave: image, classes, prompt
         └── ContextError     a prompt that is longer than the model's context
 
@@ -27,6 +28,7 @@ __all__ = [
     "EdgeError",
     "ExportError",
     "InputError",
+    "MemoryLimitError",
     "ParityError",
     "PluginError",
 ]
@@ -62,6 +64,10 @@ class BundleError(EdgeError):
 
 class BackendError(EdgeError):
     """A backend could not load a stage, or a stage was given inputs it cannot take."""
+
+
+class MemoryLimitError(EdgeError):
+    """A bundle needs more memory than the machine has free; nothing was loaded."""
 
 
 class InputError(EdgeError):

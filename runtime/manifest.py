@@ -22,8 +22,11 @@ from visionllm_edge.runtime.typed_json import (
 )
 
 __all__ = [
+    "FP32",
+    "LLAMA",
     "MANIFEST_NAME",
     "SCHEMA",
+    "VISIONLLM_V2",
     "CheckpointInfo",
     "DetectorSpec",
     "FileEntry",
@@ -42,9 +45,15 @@ __all__ = [
     "check_relative",
 ]
 
-SCHEMA = 2
+SCHEMA = 3
 MANIFEST_NAME = "manifest.json"
 
+VISIONLLM_V2 = "visionllm_v2"
+LLAMA = "llama"
+FP32 = "fp32"
+_FAMILIES = (VISIONLLM_V2, LLAMA)
+_LLM_PRECISIONS = (FP32, "int8", "int4", "int4-awq")
+_CACHE_TYPES = ("float32", "float16")
 _DETECTOR_PREFIX = "det_"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -108,7 +117,19 @@ class StageSpec:
 
 @dataclass(frozen=True)
 class LlmSpec:
-    """Sizes of the language model."""
+    """Sizes of the language model, and how its numbers are held.
+
+    Attributes:
+        hidden_size: width of a row.
+        num_layers: decoder layers.
+        num_kv_heads: heads of keys and values.
+        head_dim: width of a head.
+        vocab_size: rows of the embedding table and of the logits.
+        max_positions: rows that a context may have.
+        precision: of the decoder's matrices: fp32, int8, int4 or int4-awq.
+        block_size: weights of one row that share a scale; 0 where they have none.
+        cache: element type of keys and values, float32 or float16.
+    """
 
     hidden_size: Count
     num_layers: Count
@@ -116,6 +137,23 @@ class LlmSpec:
     head_dim: Count
     vocab_size: Count
     max_positions: Count
+    precision: str = FP32
+    block_size: int = 0
+    cache: str = "float32"
+
+    def __post_init__(self) -> None:
+        """Refuse a precision or a cache that no compiler writes."""
+        if self.precision not in _LLM_PRECISIONS:
+            raise ValueError(
+                f"precision expected {', '.join(_LLM_PRECISIONS)}, got {self.precision!r}"
+            )
+        if (self.block_size == 0) != (self.precision == FP32):
+            raise ValueError(
+                "block_size expected 0 for fp32 and a positive number for every other precision, "
+                f"got {self.block_size} for {self.precision}"
+            )
+        if self.cache not in _CACHE_TYPES:
+            raise ValueError(f"cache expected {' or '.join(_CACHE_TYPES)}, got {self.cache!r}")
 
 
 @dataclass(frozen=True)
@@ -151,12 +189,12 @@ class DetectorSpec:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What the runtime must know about the model."""
+    """What the runtime must know about the model; a language model alone has no `vision`."""
 
     llm: LlmSpec
-    vision: VisionSpec
     superlink: Mapping[str, SuperlinkSpec]
     embed_table: str
+    vision: VisionSpec | None = None
     detector: DetectorSpec | None = None
 
 
@@ -183,20 +221,21 @@ class PreprocessSpec:
 
 @dataclass(frozen=True)
 class TokenizerSpec:
-    """Tokenizer file and the ids that the runtime writes itself."""
+    """Tokenizer file and the ids that the runtime writes itself; `bos` None: nothing goes first."""
 
     file: str
     space_after_control: bool
-    bos: int
+    bos: int | None
     eos: int
     controls: Mapping[str, int]
 
 
 @dataclass(frozen=True)
 class PromptSpec:
-    """Name of the conversation template."""
+    """Conversation template, and what the model is told first if not the template's own text."""
 
     template: str
+    system: str | None = None
 
 
 @dataclass(frozen=True)
@@ -214,7 +253,11 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The whole manifest. ``files`` lists every file of the bundle but the manifest itself."""
+    """The whole manifest. ``files`` lists every file of the bundle but the manifest itself.
+
+    The family says what the bundle can do: ``visionllm_v2`` answers about pictures and has
+    ``model.vision`` and ``preprocess``; ``llama`` is a language model alone and has neither.
+    """
 
     family: str
     name: str
@@ -223,9 +266,9 @@ class Manifest:
     target: TargetSpec
     stages: Mapping[str, StageSpec]
     model: ModelSpec
-    preprocess: PreprocessSpec
     tokenizer: TokenizerSpec
     prompt: PromptSpec
+    preprocess: PreprocessSpec | None = None
     files: Mapping[str, FileEntry] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, object]:
@@ -257,6 +300,32 @@ class Manifest:
         manifest.check_references()
         return manifest
 
+    def vision(self) -> VisionSpec:
+        """Sizes of the vision encoder.
+
+        Raises:
+            BundleError: a language model alone.
+        """
+        if self.model.vision is None:
+            raise self._no_pictures("vision encoder")
+        return self.model.vision
+
+    def preprocessing(self) -> PreprocessSpec:
+        """Constants of the image inputs.
+
+        Raises:
+            BundleError: a language model alone.
+        """
+        if self.preprocess is None:
+            raise self._no_pictures("image input")
+        return self.preprocess
+
+    def _no_pictures(self, missing: str) -> BundleError:
+        return BundleError(
+            f"bundle of '{self.name}' (family '{self.family}'): expected a {missing}, got a "
+            "language model alone. Give it text only, or compile a VisionLLM v2 checkpoint."
+        )
+
     def referenced_files(self) -> dict[str, str]:
         """Every path that a field names, with the field."""
         out = {self.model.embed_table: "model.embed_table", self.tokenizer.file: "tokenizer.file"}
@@ -275,9 +344,11 @@ class Manifest:
         """Refuse fields that do not fit together.
 
         Raises:
-            BundleError: a field names a file that ``files`` does not list, or a detector stage
-                has graphs for other buckets than the detector.
+            BundleError: a family that is not known or lacks its part of the fields, a field that
+                names a file that ``files`` does not list, or a detector stage that has graphs for
+                other buckets than the detector.
         """
+        self._check_family()
         for path, where in self.referenced_files().items():
             check_relative(path, f"manifest: {where}")
             if path not in self.files:
@@ -289,6 +360,20 @@ class Manifest:
                 raise BundleError(
                     f"manifest: stage {name!r} has graphs for buckets {sorted(map(str, have))}, "
                     f"model.detector.buckets says {sorted(map(str, sizes))}"
+                )
+
+    def _check_family(self) -> None:
+        if self.family not in _FAMILIES:
+            raise BundleError(
+                f"manifest: 'family' expected {' or '.join(_FAMILIES)}, got {self.family!r}. "
+                "Run it with the version of visionllm-edge that compiled it."
+            )
+        expected = self.family == VISIONLLM_V2
+        for where, part in (("model.vision", self.model.vision), ("preprocess", self.preprocess)):
+            if (part is not None) != expected:
+                raise BundleError(
+                    f"manifest: {where!r} expected {'a value' if expected else 'none'} in a bundle "
+                    f"of family {self.family!r}, got {'none' if expected else 'one'}"
                 )
 
 

@@ -17,11 +17,11 @@ from typing import Literal, TypeVar
 from visionllm_edge.runtime.bundle import Bundle
 from visionllm_edge.runtime.errors import InputError
 from visionllm_edge.runtime.events import DoneEvent, Event
-from visionllm_edge.runtime.images import ImageLike
+from visionllm_edge.runtime.images import ImageLike, load_image
 from visionllm_edge.runtime.llm.sampling import GenerationConfig
 from visionllm_edge.runtime.pipelines.chat import ChatSession
 from visionllm_edge.runtime.pipelines.free import answer_text, find_free
-from visionllm_edge.runtime.pipelines.loading import load_pipeline
+from visionllm_edge.runtime.pipelines.loading import LoadOptions, load_pipeline
 from visionllm_edge.runtime.pipelines.requests import (
     check_classes,
     check_expression,
@@ -42,7 +42,7 @@ from visionllm_edge.runtime.results import DetectionResult, TextResult
 
 __all__ = ["Mode", "Stream", "VisionLLM"]
 
-Mode = Literal["scripted", "free"]
+Mode = Literal["scripted", "listed", "free"]
 Stream = Callable[[Event], object]
 R = TypeVar("R", DetectionResult, TextResult)
 
@@ -59,7 +59,13 @@ class VisionLLM:
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike[str], *, threads: int | None = None, verify: bool = True
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        threads: int | None = None,
+        verify: bool = True,
+        context: int | None = None,
+        buckets: int = 2,
     ) -> VisionLLM:
         """Load a bundle.
 
@@ -67,14 +73,22 @@ class VisionLLM:
             path: the bundle's folder.
             threads: for each operator; None leaves it to the backend.
             verify: hash every file first.
+            context: positions that a conversation may have, the picture's among them; None for
+                all that the model has. A smaller context takes less memory.
+            buckets: how many picture sizes of the detector stay loaded.
 
         Raises:
             BundleError: not a bundle, or not as it was compiled.
             BackendError: its backend cannot load it.
+            MemoryLimitError: it needs more memory than the machine has free.
         """
-        if threads is not None and threads < 1:
-            raise InputError(f"threads: expected at least 1, got {threads}. Change the option.")
-        return cls(load_pipeline(Bundle.open(path, verify=verify), threads=threads))
+        options = LoadOptions(threads=threads, context=context, buckets=buckets)
+        return cls.from_bundle(Bundle.open(path, verify=verify), options)
+
+    @classmethod
+    def from_bundle(cls, bundle: Bundle, options: LoadOptions | None = None) -> VisionLLM:
+        """As :meth:`load`, of a bundle that is open already."""
+        return cls(load_pipeline(bundle, options))
 
     def detect(
         self,
@@ -95,7 +109,8 @@ class VisionLLM:
             image: a path, a Pillow image or an RGB array.
             classes: names, ``person`` or ``red circle``; at most 256, without commas.
             mode: ``scripted`` takes the class list as the answer's words and generates nothing;
-                ``free`` lets the model write the answer.
+                ``listed`` lets the model say which of the classes are there, in its own order, and
+                nothing else; ``free`` lets it write the answer.
             threshold: smallest score, 0..1.
             top_k: how many detections at most.
             masks: also give a mask for each detection.
@@ -113,7 +128,7 @@ class VisionLLM:
         routing = pipeline.check_routing(routing)
         questions = SEGMENTATION_QUESTIONS if routing == "[SEG]" else DETECTION_QUESTIONS
         question = questions[0].format(classes=", ".join(names))
-        if _scripted(mode):
+        if _checked(mode, ("scripted", "listed", "free")) == "scripted":
             events = find_scripted(
                 pipeline,
                 pipeline.open(image),
@@ -132,6 +147,7 @@ class VisionLLM:
                 labels=names,
                 expression=None,
                 selecting=selecting,
+                listed_by=routing if mode == "listed" else None,
             )
         return _last(events, stream, DetectionResult)
 
@@ -175,7 +191,7 @@ class VisionLLM:
         Args:
             image: a path, a Pillow image or an RGB array.
             expression: one line, for example ``the large red circle on the left``.
-            mode: as in :meth:`detect`.
+            mode: ``scripted`` or ``free``, as in :meth:`detect`.
             masks: also give its mask.
             config: generation options of free mode.
             stream: gets the events.
@@ -189,7 +205,7 @@ class VisionLLM:
         expression = check_expression(expression)
         selecting = Selecting(0.0, 1, masks)
         question = GROUNDING_QUESTIONS[0].format(expression=expression)
-        if _scripted(mode):
+        if _checked(mode, ("scripted", "free")) == "scripted":
             events = find_scripted(
                 pipeline,
                 pipeline.open(image),
@@ -231,6 +247,7 @@ class VisionLLM:
         question: str,
         *,
         short: bool = True,
+        choices: Sequence[str] | None = None,
         config: GenerationConfig | None = None,
         stream: Stream | None = None,
     ) -> TextResult:
@@ -240,16 +257,51 @@ class VisionLLM:
             image: a path, a Pillow image or an RGB array.
             question: plain text.
             short: ask for a short answer, as the benchmarks do.
+            choices: the only answers that are allowed, for example ``["yes", "no"]``.
             config: generation options.
             stream: gets the events.
 
         Raises:
-            InputError: an unusable image, or no question.
+            InputError: an unusable image, no question, or unusable choices.
             ContextError: the question does not fit the context; nothing was computed.
         """
         question = check_question(question)
         prompt = f"{question} {SHORT_ANSWER}" if short else question
-        return self._answer(image, prompt, question, config, stream)
+        return self._answer(image, prompt, question, config, stream, choices)
+
+    def vqa_many(
+        self,
+        image: ImageLike,
+        questions: Sequence[str],
+        *,
+        short: bool = True,
+        choices: Sequence[str] | None = None,
+        config: GenerationConfig | None = None,
+    ) -> list[TextResult]:
+        """Answer several questions about one picture, each as if it were the only one.
+
+        Picture and prompt up to the question are computed once; the cache goes back to there for
+        the next question. The questions are answered one after the other, so the weights are read
+        once per token of every answer.
+
+        Args:
+            image: a path, a Pillow image or an RGB array.
+            questions: plain texts.
+            short: as in :meth:`vqa`.
+            choices: as in :meth:`vqa`, the same for every question.
+            config: generation options of every answer.
+
+        Raises:
+            InputError: as :meth:`vqa`, before anything is computed.
+            ContextError: as :meth:`vqa`, for the first question that does not fit.
+        """
+        for question in questions:
+            check_question(question)
+        picture = load_image(image)
+        return [
+            self.vqa(picture, question, short=short, choices=choices, config=config)
+            for question in questions
+        ]
 
     def chat(
         self,
@@ -286,6 +338,7 @@ class VisionLLM:
         question: str | None,
         config: GenerationConfig | None,
         stream: Stream | None,
+        choices: Sequence[str] | None = None,
     ) -> TextResult:
         pipeline = self._pipeline
         events = answer_text(
@@ -294,14 +347,15 @@ class VisionLLM:
             prompt,
             config or GenerationConfig(),
             question=question,
+            choices=choices,
         )
         return _last(events, stream, TextResult)
 
 
-def _scripted(mode: str) -> bool:
-    if mode not in ("scripted", "free"):
-        raise InputError(f"mode: expected 'scripted' or 'free', got {mode!r}. Change the option.")
-    return mode == "scripted"
+def _checked(mode: str, known: tuple[str, ...]) -> str:
+    if mode not in known:
+        raise InputError(f"mode: expected {' or '.join(known)}, got {mode!r}. Change the option.")
+    return mode
 
 
 def _selecting(threshold: float, top_k: int, masks: bool) -> Selecting:

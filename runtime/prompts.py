@@ -12,16 +12,22 @@ from dataclasses import dataclass
 
 __all__ = [
     "CAPTION_QUESTIONS",
+    "CHATML",
     "DETECTION_QUESTIONS",
     "GROUNDING_QUESTIONS",
+    "PLAIN",
     "SEGMENTATION_QUESTIONS",
     "SHORT_ANSWER",
+    "TEMPLATES",
+    "VICUNA",
     "Control",
     "ImageSlot",
     "Segment",
     "Text",
     "Turn",
     "conversation",
+    "end_of_answer",
+    "follow_up",
     "scripted_answer",
     "scripted_grounding",
     "system_prompt",
@@ -61,15 +67,16 @@ class Turn:
     answer: tuple[Segment, ...] | None = None
 
 
-# Per template: system text, the two role names, what stands between turns.
-_TEMPLATES = {
-    "vicuna_v1": (
-        "A chat between a curious user and an artificial intelligence assistant. "
-        "The assistant gives helpful, detailed, and polite answers to the user's questions.",
-        "USER",
-        "ASSISTANT",
-    ),
-}
+VICUNA, CHATML, PLAIN = "vicuna_v1", "chatml", "plain"
+TEMPLATES = (VICUNA, CHATML, PLAIN)
+"""Conversation templates: VisionLLM's own; turns between ``<|im_start|>`` and ``<|im_end|>``; and
+bare text, which the model goes on writing."""
+
+_VICUNA_SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+_IM_START, _IM_END, _EOS = Control("<|im_start|>"), Control("<|im_end|>"), Control("</s>")
 
 # The first entry of each list is what the runtime asks; the others are training variants.
 DETECTION_QUESTIONS = (
@@ -95,12 +102,21 @@ _GROUNDING_OPENER = "Sure, "
 
 
 def system_prompt(template: str) -> str:
-    """System text of a template.
+    """System text that a template has of its own; empty where it has none.
 
     Raises:
         KeyError: unknown template.
     """
-    return _TEMPLATES[template][0]
+    return {VICUNA: _VICUNA_SYSTEM, CHATML: "", PLAIN: ""}[template]
+
+
+def end_of_answer(template: str) -> Control:
+    """The control token that ends an answer; ``</s>`` stands for the tokenizer's own end.
+
+    Raises:
+        KeyError: unknown template.
+    """
+    return {VICUNA: _EOS, CHATML: _IM_END, PLAIN: _EOS}[template]
 
 
 def scripted_answer(classes: Sequence[str], routing: str = "[DET]") -> tuple[Segment, ...]:
@@ -120,25 +136,70 @@ def scripted_grounding() -> tuple[Segment, ...]:
 
 
 def conversation(
-    turns: Iterable[Turn], *, image: bool, template: str = "vicuna_v1"
+    turns: Iterable[Turn], *, image: bool, template: str = VICUNA, system: str | None = None
 ) -> tuple[Segment, ...]:
     """Segments of a whole conversation, ready to be tokenised; BOS is not included.
 
     The image stands once, at the start of the first question. The last turn may be open
     (``answer=None``): the prompt then ends where the model goes on. Neighbouring texts are merged,
     so that pieces are tokenised exactly as they would be inside one string.
+
+    Args:
+        turns: questions and answers.
+        image: whether there is one.
+        template: one of :data:`TEMPLATES`.
+        system: what the model is told first; None for the template's own. ``plain`` has no place
+            for it.
+
+    Raises:
+        KeyError: unknown template.
     """
-    system, user, assistant = _TEMPLATES[template]
-    segments: list[Segment] = [Text(system + " ")]
-    for i, turn in enumerate(turns):
-        if i == 0 and image:
-            segments += [Text(f"{user}: "), ImageSlot(), Text("\n")]
-        else:
-            segments.append(Text(f"{user}: "))
-        segments.append(Text(f"{turn.question} {assistant}:"))
-        if turn.answer is not None:
-            segments += [Text(" "), *turn.answer, Control("</s>")]
+    told = system_prompt(template) if system is None else system
+    write = {VICUNA: _vicuna, CHATML: _chatml, PLAIN: _plain}[template]
+    slot: tuple[Segment, ...] = (ImageSlot(), Text("\n")) if image else ()
+    first = True
+    segments: list[Segment] = []
+    for turn in turns:
+        segments += write(turn, told if first else "", slot if first else ())
+        first = False
     return _merged(segments)
+
+
+def follow_up(question: str, template: str) -> tuple[Segment, ...]:
+    """What stands behind an answer that exists already as ids: its end token and the next turn.
+
+    Raises:
+        KeyError: unknown template.
+    """
+    first = conversation((Turn(""),), image=False, template=template)
+    whole = conversation((Turn("", ()), Turn(question)), image=False, template=template)
+    # The answer's end is a control, so it begins a segment of its own.
+    return whole[len(first) :]
+
+
+def _vicuna(turn: Turn, system: str, image: tuple[Segment, ...]) -> Iterable[Segment]:
+    if system:
+        yield Text(f"{system} ")
+    yield Text("USER: ")
+    yield from image
+    yield Text(f"{turn.question} ASSISTANT:")
+    if turn.answer is not None:
+        yield from (Text(" "), *turn.answer, _EOS)
+
+
+def _chatml(turn: Turn, system: str, image: tuple[Segment, ...]) -> Iterable[Segment]:
+    if system:
+        yield from (_IM_START, Text(f"system\n{system}"), _IM_END, Text("\n"))
+    yield from (_IM_START, Text("user\n"), *image, Text(turn.question), _IM_END, Text("\n"))
+    yield from (_IM_START, Text("assistant\n"))
+    if turn.answer is not None:
+        yield from (*turn.answer, _IM_END, Text("\n"))
+
+
+def _plain(turn: Turn, system: str, image: tuple[Segment, ...]) -> Iterable[Segment]:
+    yield from (*image, Text(turn.question))
+    if turn.answer is not None:
+        yield from (*turn.answer, _EOS)
 
 
 def _merged(segments: Iterable[Segment]) -> tuple[Segment, ...]:

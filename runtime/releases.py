@@ -28,6 +28,7 @@ class Release:
         backend: ``onnxruntime``, ``tensorrt`` or ``tensorrt_rtx``.
         version: as a target names it; empty for ONNX Runtime.
         max_opset: newest opset of the default domain that is safe to hand over.
+        block_opset: the same for a graph that dequantises 4-bit weights in blocks (opset 21).
         node_with_function: what a node becomes that has a function in the model and a plugin in
             the registry: ``function`` (the plugin is out of reach), ``plugin``, or ``namespace``
             (the plugin if the node names its ``plugin_namespace``).
@@ -44,6 +45,7 @@ class Release:
     backend: str
     version: str
     max_opset: int
+    block_opset: int
     node_with_function: str
     captures_names: bool
     linear_is_nearest: bool
@@ -58,6 +60,10 @@ class Release:
         """As in messages: ``TensorRT 10.3``."""
         names = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
         return f"{names.get(self.backend, 'ONNX Runtime')} {self.version}".strip()
+
+    def opset_for(self, *, in_blocks: bool) -> int:
+        """Newest opset for a graph with or without weights in blocks."""
+        return self.block_opset if in_blocks else self.max_opset
 
 
 # Operators that the 10.1 parser's table marks as supported, without those that its builder or a
@@ -86,6 +92,10 @@ _CHANGELOG = "source: NVIDIA/TensorRT CHANGELOG.md"
 _ISSUE_4646 = "documented: github.com/NVIDIA/TensorRT/issues/4646"
 _PULL_1060 = "documented: github.com/onnx/onnx-tensorrt/pull/1060"
 _SEEN_RTX = "seen: tensorrt-rtx 1.7.1.116"
+_INT4_10_1 = (
+    "source: onnx-tensorrt 10.1-GA onnxOpImporters.cpp takes 4-bit weights and reads the block off "
+    "the shape of the scales; not run on a device"
+)
 _TOP_K = f"{_TABLE_10_1}: k below 3840"
 _NO_RUNNER = "; without what the builder of tensorrt-rtx 1.7.1 refused (seen)"
 
@@ -94,6 +104,7 @@ _FACTS = (
         backend="onnxruntime",
         version="",
         max_opset=21,
+        block_opset=21,
         node_with_function=FUNCTION_WINS,
         captures_names=False,
         linear_is_nearest=False,
@@ -103,6 +114,7 @@ _FACTS = (
         max_top_k=0,
         sources={
             "max_opset": "ours: canonical graphs stop there; ONNX Runtime 1.22 knows it",
+            "block_opset": "seen: onnxruntime 1.32 makes one operator of it and the product",
             "node_with_function": "seen: onnxruntime 1.32 inlines functions before kernels are "
             "looked up",
             "captures_names": "seen: onnxruntime 1.32",
@@ -117,6 +129,7 @@ _FACTS = (
         backend="tensorrt",
         version="10.3",
         max_opset=20,
+        block_opset=21,
         node_with_function=FUNCTION_WINS,
         captures_names=True,
         linear_is_nearest=True,
@@ -126,6 +139,7 @@ _FACTS = (
         max_top_k=3839,
         sources={
             "max_opset": f"{_TABLE_10_1}: opset 9 to 20",
+            "block_opset": _INT4_10_1,
             "node_with_function": "source: onnx-tensorrt 10.1-GA ModelImporter.cpp; changed in "
             "10.7 (CHANGELOG)",
             "captures_names": "source: onnx-tensorrt 10.1-GA LocalFunctionImporter; fixed in 10.8 "
@@ -142,6 +156,7 @@ _FACTS = (
         backend="tensorrt",
         version="10.13",
         max_opset=20,
+        block_opset=21,
         node_with_function=PLUGIN_WINS,
         captures_names=False,
         linear_is_nearest=True,
@@ -151,6 +166,7 @@ _FACTS = (
         max_top_k=3839,
         sources={
             "max_opset": f"{_TABLE_10_1}: opset 9 to 20; nothing newer is documented before 11",
+            "block_opset": _INT4_10_1,
             "node_with_function": "documented: github.com/NVIDIA/TensorRT/issues/4113; source: "
             "CHANGELOG 10.7 and 10.15",
             "captures_names": f"{_CHANGELOG}: fixed in 10.8",
@@ -164,7 +180,8 @@ _FACTS = (
     Release(
         backend="tensorrt",
         version="10.16",
-        max_opset=21,
+        max_opset=24,
+        block_opset=24,
         node_with_function=NAMESPACE_DECIDES,
         captures_names=False,
         linear_is_nearest=True,
@@ -173,8 +190,8 @@ _FACTS = (
         operators=_OPERATORS_10 | _FROM_10_14 | _FROM_10_15,
         max_top_k=3839,
         sources={
-            "max_opset": f"{_CHANGELOG}: Attention (opset 23) since 10.14; 21 is all that our "
-            "graphs need",
+            "max_opset": f"{_CHANGELOG}: TensorScatter, which is of opset 24, since 10.15",
+            "block_opset": f"{_INT4_10_1}; {_CHANGELOG}: opset 24 since 10.15",
             "node_with_function": "source: onnx-tensorrt 10.15 ModelImporter.cpp; CHANGELOG 10.15",
             "captures_names": f"{_CHANGELOG}: fixed in 10.8",
             "linear_is_nearest": f"{_ISSUE_4646} (10.13.3) and {_PULL_1060} (11.1): between them",
@@ -188,6 +205,7 @@ _FACTS = (
         backend="tensorrt",
         version="11.4",
         max_opset=24,
+        block_opset=24,
         node_with_function=NAMESPACE_DECIDES,
         captures_names=False,
         linear_is_nearest=True,
@@ -198,6 +216,7 @@ _FACTS = (
         sources={
             "max_opset": "documented: docs.nvidia.com/deeplearning/tensorrt onnx-opset-guide says "
             "25 for 11.x, the 11.5 release notes call 25 new",
+            "block_opset": f"{_SEEN_RTX}, whose parser is of this generation",
             "node_with_function": "source: CHANGELOG 10.15, not changed since",
             "captures_names": f"{_CHANGELOG}: fixed in 10.8",
             "linear_is_nearest": f"{_PULL_1060} (11.1); no fix found up to 11.4",
@@ -211,6 +230,7 @@ _FACTS = (
         backend="tensorrt_rtx",
         version="1.7",
         max_opset=24,
+        block_opset=24,
         node_with_function=NAMESPACE_DECIDES,
         captures_names=False,
         linear_is_nearest=False,
@@ -220,6 +240,7 @@ _FACTS = (
         max_top_k=3840,
         sources={
             "max_opset": f"{_SEEN_RTX} takes models up to 27; operators of 24 tried",
+            "block_opset": f"{_SEEN_RTX}: 4 and 8 bits in blocks built at 21 and 24",
             "node_with_function": _SEEN_RTX,
             "captures_names": f"{_SEEN_RTX}; {_CHANGELOG}: fixed in 10.8",
             "linear_is_nearest": f"{_SEEN_RTX}: the layer reads LINEAR; 1.5 was wrong "

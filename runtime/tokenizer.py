@@ -4,9 +4,11 @@ Text is always encoded as plain text: ``<image>``, ``[DET]`` or ``</s>`` typed b
 ordinary pieces. Control ids enter only through :class:`~visionllm_edge.runtime.prompts.Control`
 and :class:`~visionllm_edge.runtime.prompts.ImageSlot` segments; every encoding is checked for it.
 
-Rules, those of the LLaMA SentencePiece tokenizer around added tokens:
+Two kinds of vocabulary are read: SentencePiece with byte fallback (LLaMA 1 and 2, VisionLLM), and
+byte-level BPE (GPT-2, SmolLM2, LLaMA 3). Rules, those of the LLaMA SentencePiece tokenizer around
+added tokens; byte-level vocabularies have no dummy prefix, so 3 and 4 say nothing about them:
 
-1. BOS stands first, once.
+1. BOS stands first, once, where the checkpoint has it so.
 2. White space beside a control is dropped when the token's ``lstrip`` / ``rstrip`` say so.
 3. The pieces on both sides of the image are encoded as strings of their own, nothing is dropped.
 4. A text after a control gets the dummy prefix ``▁`` only if ``space_after_control`` (the
@@ -40,8 +42,8 @@ class Tokenizer:
     Args:
         definition: content of a ``tokenizer.json``.
         controls: id of every control token by name.
-        bos: id put first.
-        eos: id that ends an answer; reachable as ``Control("</s>")``.
+        bos: id put first; None where nothing is.
+        eos: id that ends an answer; reachable as ``Control("</s>")`` in every vocabulary.
         space_after_control: whether a text after a control gets the dummy prefix.
     """
 
@@ -50,7 +52,7 @@ class Tokenizer:
         definition: str,
         *,
         controls: Mapping[str, int],
-        bos: int,
+        bos: int | None,
         eos: int,
         space_after_control: bool,
     ) -> None:
@@ -66,14 +68,17 @@ class Tokenizer:
         self.bos = bos
         self.eos = eos
         self.space_after_control = space_after_control
-        self._ids = {"<s>": bos, "</s>": eos, **controls}
-        self._names = {i: name for name, i in self._ids.items()}
+        always = {"</s>": eos} if bos is None else {"<s>": bos, "</s>": eos}
+        self._ids = {**controls, **always}
+        # The checkpoint's own name of an id goes before the two that stand in every vocabulary.
+        self._names = {i: name for name, i in (*always.items(), *controls.items())}
         self._strip = {
             token["content"]: (bool(token["lstrip"]), bool(token["rstrip"]))
             for token in data.get("added_tokens") or ()
         }
-        self._prefixed = _plain_encoder(data, frozenset(self._ids), prefix=True)
-        self._bare = _plain_encoder(data, frozenset(self._ids), prefix=False)
+        self.byte_level = _has_part(data.get("decoder"), "ByteLevel")
+        self._prefixed = _plain_encoder(data, self._names, prefix=True)
+        self._bare = _plain_encoder(data, self._names, prefix=False)
 
     @classmethod
     def from_file(
@@ -81,7 +86,7 @@ class Tokenizer:
         path: str | Path,
         *,
         controls: Mapping[str, int],
-        bos: int,
+        bos: int | None,
         eos: int,
         space_after_control: bool,
     ) -> Tokenizer:
@@ -147,7 +152,7 @@ class Tokenizer:
             InputError: an unknown control, or a text that this vocabulary cannot keep plain.
         """
         parts = _merge_texts(segments)
-        ids = [self.bos] if bos else []
+        ids = [self.bos] if bos and self.bos is not None else []
         inserted: Counter[int] = Counter(ids)
         for index, part in enumerate(parts):
             if isinstance(part, Control):
@@ -168,9 +173,9 @@ class Tokenizer:
     def _encode_text(
         self, text: str, before: Segment | None, after: Segment | None, *, start: bool
     ) -> list[int]:
-        if isinstance(before, Control) and self._strip.get(before.name, (True, True))[1]:
+        if isinstance(before, Control) and self._strips(before)[1]:
             text = text.lstrip()
-        if isinstance(after, Control) and self._strip.get(after.name, (True, True))[0]:
+        if isinstance(after, Control) and self._strips(after)[0]:
             text = text.rstrip()
         if not text:
             return []
@@ -193,9 +198,14 @@ class Tokenizer:
                 )
         return ids
 
-    def stream(self) -> TextStream:
-        """A decoder that turns ids into text one at a time."""
-        return TextStream(self)
+    def _strips(self, control: Control) -> tuple[bool, bool]:
+        """Whether a control eats the white space before and after it."""
+        name = self._names[self.control_id(control.name)]
+        return self._strip.get(name, (True, True))
+
+    def stream(self, after: Sequence[int] = ()) -> TextStream:
+        """A decoder that turns ids into text one at a time; ``after`` is what stands before."""
+        return TextStream(self, after)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ids; control tokens appear by name. Equal to what a stream emits."""
@@ -212,15 +222,16 @@ class TextStream:
     """Incremental decoding: text comes out as soon as it can no longer change.
 
     A character that byte-fallback pieces spell over several ids is held back until it is complete.
-    White space beside a control token carries no information (rule 2 above), so a blank is put
-    between a control and a word that follows it.
+    In a SentencePiece vocabulary white space beside a control token carries no information (rule 2
+    above), so a blank is put between a control and a word that follows it.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        """Start with an empty text."""
+    def __init__(self, tokenizer: Tokenizer, after: Sequence[int] = ()) -> None:
+        """Start behind a text that is known already; a blank is kept there, unlike at a start."""
         self._tokenizer = tokenizer
-        self._run: list[int] = []  # pieces since the last control that may still change the text
-        self._settled = 0  # how many of them are emitted already and only give context
+        # Pieces since the last control that may still change the text.
+        self._run = [token for token in after if tokenizer.control_name(token) is None]
+        self._settled = len(self._run)  # how many of them are emitted already, for context only
         self._after_control = False
 
     def push(self, token: int) -> str:
@@ -249,7 +260,7 @@ class TextStream:
     def _spaced(self, text: str) -> str:
         if text and self._after_control:
             self._after_control = False
-            if text[0].isalnum():
+            if text[0].isalnum() and not self._tokenizer.byte_level:
                 return " " + text
         return text
 
@@ -268,25 +279,31 @@ def _merge_texts(segments: Iterable[Segment]) -> list[Segment]:
 
 
 def _plain_encoder(
-    data: Mapping[str, Any], controls: frozenset[str], *, prefix: bool
+    data: Mapping[str, Any], controls: Mapping[int, str], *, prefix: bool
 ) -> tokenizers.Tokenizer:
     """A tokenizer that knows no control token.
 
     Control tokens are taken out of the added tokens, and the merges that would spell one (a
     converted SentencePiece vocabulary can hold ``</s>`` as a mergeable piece) out of the model.
+
+    Args:
+        data: content of ``tokenizer.json``.
+        controls: name by id.
+        prefix: whether the dummy prefix goes in front of a text.
     """
+    names = frozenset(controls.values())
     plain = {**data, "post_processor": None, "truncation": None, "padding": None}
     plain["added_tokens"] = [
         token
         for token in data.get("added_tokens") or ()
-        if not token["special"] and token["content"] not in controls
+        if not token["special"] and token["id"] not in controls
     ]
     model = dict(data["model"])
     if model.get("merges"):
         model["merges"] = [
             merge
             for merge in model["merges"]
-            if "".join(merge.split(" ", 1) if isinstance(merge, str) else merge) not in controls
+            if "".join(merge.split(" ", 1) if isinstance(merge, str) else merge) not in names
         ]
     plain["model"] = model
     if not prefix:
@@ -295,6 +312,14 @@ def _plain_encoder(
     encoder = tokenizers.Tokenizer.from_str(json.dumps(plain))
     encoder.encode_special_tokens = True
     return encoder
+
+
+def _has_part(part: Any, kind: str) -> bool:
+    """Whether a definition is of this type, or a sequence with one that is."""
+    if not isinstance(part, dict):
+        return False
+    children = part.get("decoders") or ()
+    return part["type"] == kind or any(_has_part(child, kind) for child in children)
 
 
 def _without_prefix(part: Any) -> Any:

@@ -1,8 +1,9 @@
-"""LLaMA decoder: embeddings in, key/value cache in and out, logits of the last row, hidden states.
+"""LLaMA decoder: embeddings in, key/value cache in and out, logits and hidden states where asked.
 
-The module tree carries the official key names (prefix ``llm.``). :meth:`Llama.forward` is what gets
-traced: a fixed cache buffer, appended to by steps of any length. :meth:`Llama.teacher_forced` runs
-whole sequences under any mask and is what training and the parity gate use; both must agree.
+The module tree carries the official key names (prefix ``llm.``). :meth:`Llama.forward` is the twin
+of the decoder graph (`visionllm_edge.export.llm.decoder_graph`): a fixed cache buffer, appended to
+by steps of any length. :meth:`Llama.teacher_forced` runs whole sequences under any mask and is what
+training uses; both must agree.
 Source: LLaMA, arXiv 2302.13971.
 """
 
@@ -41,15 +42,16 @@ class _Attention(nn.Module):
     def __init__(self, config: LlmConfig) -> None:
         super().__init__()
         d, kv = config.hidden_size, config.num_key_value_heads * config.head_dim
+        q = config.num_attention_heads * config.head_dim
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim = config.head_dim
-        self.q_proj = nn.Linear(d, d, bias=False)
+        self.q_proj = nn.Linear(d, q, bias=False)
         self.k_proj = nn.Linear(d, kv, bias=False)
         self.v_proj = nn.Linear(d, kv, bias=False)
-        self.o_proj = nn.Linear(d, d, bias=False)
+        self.o_proj = nn.Linear(q, d, bias=False)
 
     def teacher_forced(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> Tensor:
-        batch, length, dim = x.shape
+        batch, length, _ = x.shape
 
         def heads(t: Tensor) -> Tensor:
             return t.view(batch, length, -1, self.head_dim).transpose(1, 2)
@@ -59,7 +61,7 @@ class _Attention(nn.Module):
         out = F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, enable_gqa=self.heads != self.kv_heads
         )
-        result: Tensor = self.o_proj(out.transpose(1, 2).reshape(batch, length, dim))
+        result: Tensor = self.o_proj(out.transpose(1, 2).reshape(batch, length, -1))
         return result
 
 
@@ -110,19 +112,27 @@ class Llama(nn.Module):
         self.register_buffer("sin", sin, persistent=False)
 
     def forward(
-        self, inputs_embeds: Tensor, past_length: Tensor, *past: Tensor
+        self,
+        inputs_embeds: Tensor,
+        past_length: Tensor,
+        hidden_rows: Tensor,
+        logit_rows: Tensor,
+        *past: Tensor,
     ) -> tuple[Tensor, ...]:
         """Append a step to the cache.
 
         Args:
             inputs_embeds: [1,s,D], any s of at least 1.
             past_length: int64 [1], rows of the cache that are valid.
+            hidden_rows: int64 [r], rows of this step (from 0) whose final hidden states are wanted.
+                Behind the last layer's attention the others are not computed.
+            logit_rows: int64 [l], numbers into `hidden_rows` of those whose logits are wanted.
             *past: key and value of each layer in turn, [1,KV,C,Dh]; C is the cache's capacity and
                 ``past_length + s <= C`` must hold.
 
         Returns:
-            logits [1,V] of the last row; hidden [1,s,D] after the final norm; then the cache
-            tensors with rows ``past_length .. past_length+s-1`` written, in the order of ``past``.
+            logits [l,V]; hidden [1,r,D] after the final norm; then the cache tensors with rows
+            ``past_length .. past_length+s-1`` written, in the order of ``past``.
         """
         x, present = inputs_embeds, []
         for i, layer in enumerate(self.model.layers):
@@ -141,10 +151,12 @@ class Llama(nn.Module):
                 scale=attn.head_dim**-0.5,
             )
             present += [key, value]
+            if i == self.config.num_hidden_layers - 1:
+                out, x = out[:, hidden_rows], x[:, hidden_rows]
             x = x + attn.o_proj(out)
             x = x + layer.mlp(layer.post_attention_layernorm(x))
         hidden = self.model.norm(x)
-        return (self.lm_head(hidden[:, -1]), hidden, *present)
+        return (self.lm_head(hidden[0, logit_rows]), hidden, *present)
 
     def teacher_forced(
         self, inputs_embeds: Tensor, *, mask: Tensor | None = None, positions: Tensor | None = None

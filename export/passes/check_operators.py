@@ -24,7 +24,7 @@ from visionllm_edge.plugins.semantic_op import DOMAIN
 from visionllm_edge.runtime.errors import ExportError
 from visionllm_edge.runtime.releases import Release
 
-__all__ = ["check_operators"]
+__all__ = ["check_operators", "has_block_weights"]
 
 _TYPES = {ir.DataType.FLOAT: "fp32", ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16"}
 # Inputs of Attention from which on the parsers are known to go wrong: past key and value.
@@ -44,11 +44,11 @@ def check_operators(model: ir.Model, release: Release, *, plugins: Collection[st
     """
     if release.operators is None:
         return 0
-    count = 0
+    count, newest = 0, release.opset_for(in_blocks=has_block_weights(model))
     for where, opsets, graph in _graphs(model):
-        if opsets.get("", 1) > release.max_opset:
+        if opsets.get("", 1) > newest:
             raise ExportError(
-                f"{where} is of opset {opsets['']}, {release.label} takes {release.max_opset}. "
+                f"{where} is of opset {opsets['']}, {release.label} takes {newest}. "
                 "Lower the opset first."
             )
         for node in graph.all_nodes():
@@ -59,6 +59,13 @@ def check_operators(model: ir.Model, release: Release, *, plugins: Collection[st
     if release.captures_names:
         _check_names(model, release)
     return count
+
+
+def has_block_weights(model: ir.Model) -> bool:
+    """Whether the graph dequantises weights in blocks, which is of opset 21."""
+    return any(
+        n.op_type == "DequantizeLinear" and "block_size" in n.attributes for n in model.graph
+    )
 
 
 def _graphs(model: ir.Model) -> Iterator[tuple[str, dict[str, int], ir.Graph]]:

@@ -37,7 +37,8 @@ __all__ = ["HEAVY", "MOVERS", "fp32_inputs", "keep_list"]
 
 _MOVERS = """
 Concat DepthToSpace Expand Flatten Gather GatherElements GatherND Identity Pad Reshape
-ScatterElements ScatterND Slice SpaceToDepth Split Squeeze Tile Transpose Unsqueeze Where
+ScatterElements ScatterND Slice SpaceToDepth Split Squeeze TensorScatter Tile Transpose Unsqueeze
+Where
 """
 MOVERS = frozenset(_MOVERS.split())
 """Operators that only move numbers: they follow the type of what they move."""
@@ -165,7 +166,7 @@ def _may_spread(node: ir.Node) -> bool:
 
 def _moved(node: ir.Node) -> Iterable[ir.Value | None]:
     """Inputs whose type decides: all of them, or what a mover moves."""
-    if node.op_type in ("Concat", "Where", "ScatterND", "ScatterElements"):
+    if node.op_type in ("Concat", "Where", "ScatterND", "ScatterElements", "TensorScatter"):
         return node.inputs
     return node.inputs[:1] if node.op_type in MOVERS else node.inputs
 

@@ -5,19 +5,24 @@ token costs no copy of the cache. It wants the number of the last valid row (`se
 past_length + S - 1, int32, one per batch row) and the total length (int32 scalar); both are
 computed in the graph from past_length and the length of the query, once for all layers.
 
+The other way keeps the node, for the kernel of its name, and makes the operator the body of its
+function: what runs where the kernel library is not.
+
 Refusals (the node keeps its function):
     1. head size not a multiple of 16: the CPU kernel refuses the rotation at run time.
     2. batch not fixed to 1: the kernel appends several rows to a filled cache only there.
     3. element type other than float32 and float16.
+    4. a cache of another type than the new rows.
 """
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
-__all__ = ["lower_cached_attention_to_gqa"]
+from visionllm_edge.plugins.cached_attention.onnx_function import CONTRIB_DOMAIN, build_function
 
-_CONTRIB = "com.microsoft"
+__all__ = ["lower_cached_attention_to_gqa", "write_gqa_function"]
+
 _PREFIX = "gqa_"
 
 
@@ -31,21 +36,15 @@ def lower_cached_attention_to_gqa(model: ir.Model, node: ir.Node) -> str | None:
     Returns:
         None if lowered, else the reason for the refusal.
     """
+    refusal = _refusal(node)
+    if refusal is not None:
+        return refusal
     query, key, value, past_key, past_value, past_length, cos, sin = node.inputs
     assert query is not None, "all inputs are required"
-    assert past_key is not None, "all inputs are required"
     assert past_length is not None, "all inputs are required"
-    if past_key.shape is None or not isinstance(past_key.shape[3], int):
-        return "head size unknown"
-    if past_key.shape[3] % 16:
-        return f"head size {past_key.shape[3]} is not a multiple of 16"
-    if past_key.shape[0] != 1:
-        return f"batch is {past_key.shape[0]}, expected 1"
-    if past_key.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16):
-        return f"element type {past_key.dtype} has no kernel"
     seqlens_k, total = _lengths(model, node, query, past_length)
     replacement = ir.Node(
-        _CONTRIB,
+        CONTRIB_DOMAIN,
         "GroupQueryAttention",
         [query, key, value, past_key, past_value, seqlens_k, total, cos, sin],
         [
@@ -61,7 +60,46 @@ def lower_cached_attention_to_gqa(model: ir.Model, node: ir.Node) -> str | None:
     ir.convenience.replace_nodes_and_values(
         model.graph, node, [node], [replacement], node.outputs, replacement.outputs
     )
-    model.graph.opset_imports[_CONTRIB] = 1
+    model.graph.opset_imports[CONTRIB_DOMAIN] = 1
+    return None
+
+
+def write_gqa_function(model: ir.Model, node: ir.Node) -> str | None:
+    """Make the operator the body of the node's function; the node stays.
+
+    Args:
+        model: the graph's model; changed in place unless refused.
+        node: a CachedAttention node.
+
+    Returns:
+        None if done, else the reason for the refusal.
+    """
+    if node.op_identifier() not in model.functions:
+        return "the model holds no function body for it"
+    refusal = _refusal(node)
+    if refusal is not None:
+        return refusal
+    if CONTRIB_DOMAIN not in model.functions[node.op_identifier()].opset_imports:
+        proto = build_function(opset=model.graph.opset_imports[""], contrib=True)
+        model.functions[node.op_identifier()] = ir.serde.deserialize_function(proto)
+        model.graph.opset_imports[CONTRIB_DOMAIN] = 1
+    return None
+
+
+def _refusal(node: ir.Node) -> str | None:
+    query, past_key = node.inputs[0], node.inputs[3]
+    assert query is not None, "all inputs are required"
+    assert past_key is not None, "all inputs are required"
+    if past_key.shape is None or not isinstance(past_key.shape[3], int):
+        return "head size unknown"
+    if past_key.shape[3] % 16:
+        return f"head size {past_key.shape[3]} is not a multiple of 16"
+    if past_key.shape[0] != 1:
+        return f"batch is {past_key.shape[0]}, expected 1"
+    if past_key.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16):
+        return f"element type {past_key.dtype} has no kernel"
+    if query.dtype != past_key.dtype:
+        return f"the cache is {past_key.dtype}, the new rows are {query.dtype}"
     return None
 
 

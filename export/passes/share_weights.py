@@ -56,7 +56,7 @@ class WeightFile:
         new = 0
         for name, value in model.graph.initializers.items():
             tensor = value.const_value
-            if tensor is None or tensor.nbytes < MIN_BYTES:
+            if tensor is None or tensor.nbytes < MIN_BYTES or self._holds(tensor):
                 continue
             content = tensor.tobytes()
             digest = hashlib.sha256(content).hexdigest()
@@ -74,6 +74,14 @@ class WeightFile:
             )
         self._file.flush()
         return new
+
+    def _holds(self, tensor: ir.TensorProtocol) -> bool:
+        """Whether a tensor was taken before and lies in this file: it need not be read again."""
+        return (
+            isinstance(tensor, ir.ExternalTensor)
+            and str(tensor.location) == self.path.name
+            and Path(tensor.base_dir) == self.path.parent
+        )
 
     def _append(self, content: bytes) -> int:
         large = len(content) >= _ALIGNMENT_BYTES

@@ -41,6 +41,8 @@ class Case:
         rows: new positions of a decoder step.
         past: positions already in the cache.
         capacity: rows of the cache buffer.
+        hidden: last rows of the step whose hidden states are wanted.
+        scored: last ones of these whose logits are wanted.
         texts: classes of a detector question.
         picks: queries whose masks are wanted.
         fill: share of the bucket that is picture, per side.
@@ -50,6 +52,8 @@ class Case:
     rows: int = 6
     past: int = 3
     capacity: int = 64
+    hidden: int = 1
+    scored: int = 1
     texts: int = 3
     picks: int = 4
     fill: float = 0.8
@@ -93,7 +97,11 @@ class Examples:
             return empty
         with torch.no_grad():
             outputs = self.model.llm(
-                self.embeddings(length, seed=1), torch.zeros(1, dtype=torch.int64), *empty
+                self.embeddings(length, seed=1),
+                torch.zeros(1, dtype=torch.int64),
+                torch.tensor([length - 1]),
+                torch.tensor([0]),
+                *empty,
             )
         return list(outputs[2:])
 

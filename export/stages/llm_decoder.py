@@ -1,17 +1,23 @@
-"""Stage `llm_decoder`: embeddings in, logits, hidden states and the updated cache out."""
+"""Stage `llm_decoder`: embeddings in, logits, hidden states and the updated cache out.
+
+Its graph is built, not traced: `visionllm_edge.export.llm.decoder_graph`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
 from visionllm_edge.export.components.model import VisionLLM
 from visionllm_edge.export.config import VisionLLMConfig
+from visionllm_edge.export.llm.decoder_graph import decoder_graph, decoder_ports
+from visionllm_edge.export.llm.decoder_weights import DenseWeights, StateDict
 from visionllm_edge.export.stages.examples import Case, Examples
-from visionllm_edge.export.stages.stage import Bucket, PortTable, Stage
-from visionllm_edge.runtime.backends.base import PAST_PREFIX, PRESENT_PREFIX
+from visionllm_edge.export.stages.stage import Bucket, Stage
+from visionllm_edge.runtime.backends.base import PRESENT_PREFIX
 from visionllm_edge.runtime.ports import Array, StagePorts
 
 __all__ = ["LlmDecoder"]
@@ -23,33 +29,27 @@ class LlmDecoder(Stage):
     name = "llm_decoder"
     opset = 21
     weight_prefixes = ("llm.",)
-    trace_case = Case(rows=6, past=3, capacity=48)
-    # A token, a super-link step of 1 + 4 rows, one of 1 + 64, and a prompt into an empty cache.
+    trace_case = Case(rows=6, past=3, capacity=48, hidden=4, scored=2)
+    # A token, a super-link step of 1 + 4 rows, one of 1 + 64, a prompt into an empty cache, and a
+    # step that fills the cache to its last row with every row asked for.
     check_cases = (
         Case(rows=1, past=37, capacity=64),
-        Case(rows=5, past=59, capacity=64),
-        Case(rows=65, past=10, capacity=96),
+        Case(rows=5, past=59, capacity=64, hidden=4),
+        Case(rows=65, past=10, capacity=96, hidden=64),
         Case(rows=40, past=0, capacity=64),
+        Case(rows=7, past=25, capacity=32, hidden=7, scored=7),
     )
 
     def ports(self, config: VisionLLMConfig) -> StagePorts:
         """See `Stage`."""
-        llm = config.llm
-        dim, vocab = llm.hidden_size, llm.vocab_size
-        buffer = ("float32", 1, llm.num_key_value_heads, "C", llm.head_dim)
-        entries = [f"{i}.{kind}" for i in range(llm.num_hidden_layers) for kind in ("key", "value")]
-        return PortTable(
-            inputs={
-                "inputs_embeds": ("float32", 1, "s", dim),
-                "past_length": ("int64", 1),
-                **{PAST_PREFIX + entry: buffer for entry in entries},
-            },
-            outputs={
-                "logits": ("float32", 1, vocab),
-                "hidden": ("float32", 1, "s", dim),
-                **{PRESENT_PREFIX + entry: buffer for entry in entries},
-            },
-        ).ports(self.name)
+        return decoder_ports(config.llm)
+
+    def canonical(
+        self, examples: Examples, bucket: Bucket | None, *, name: str, ports: StagePorts
+    ) -> ir.Model:
+        """See `Stage`."""
+        llm = examples.model.llm
+        return decoder_graph(llm.config, DenseWeights(StateDict(llm.config, llm.state_dict())))
 
     def module(self, model: VisionLLM, bucket: Bucket | None) -> nn.Module:
         """See `Stage`."""
@@ -61,6 +61,8 @@ class LlmDecoder(Stage):
         tensors = [
             examples.embeddings(case.rows, seed=3),
             torch.tensor([case.past]),
+            torch.arange(case.rows - case.hidden, case.rows),
+            torch.arange(case.hidden - case.scored, case.hidden),
             *examples.cache(case.past, case.capacity),
         ]
         return dict(zip(names, tensors, strict=True))

@@ -1,4 +1,4 @@
-"""What a stage is for the compiler: ports, module, example inputs.
+"""What a stage is for the compiler: ports, module, example inputs, canonical graph.
 
 A stage is one graph of the chain (one per size bucket where it has buckets). The table in
 `visionllm_edge.export.stages` lists them; the driver treats all of them alike.
@@ -11,11 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+import onnx_ir as ir
 from torch import Tensor, nn
 
 from visionllm_edge.export.components.model import VisionLLM
 from visionllm_edge.export.config import VisionLLMConfig
 from visionllm_edge.export.stages.examples import Case, Examples
+from visionllm_edge.export.tracing import trace
 from visionllm_edge.runtime.ports import Array, Port, StagePorts
 
 __all__ = ["Bucket", "PortTable", "Stage", "fixed_ports"]
@@ -53,6 +55,29 @@ class Stage(ABC):
     @abstractmethod
     def inputs(self, examples: Examples, bucket: Bucket | None, case: Case) -> dict[str, Tensor]:
         """Realistic inputs of one run."""
+
+    def canonical(
+        self, examples: Examples, bucket: Bucket | None, *, name: str, ports: StagePorts
+    ) -> ir.Model:
+        """The canonical graph of one variant: the module, traced.
+
+        Args:
+            examples: of the model.
+            bucket: of the variant.
+            name: of the graph, also used in errors.
+            ports: of the variant.
+
+        Raises:
+            ExportError: torch cannot trace the module, or the graph's ends differ from the ports.
+        """
+        return trace(
+            self.module(examples.model, bucket),
+            self.inputs(examples, bucket, self.trace_case),
+            name=name,
+            inputs=ports.inputs,
+            outputs=ports.outputs,
+            opset=self.opset,
+        )
 
     def bucket_sizes(self, config: VisionLLMConfig, bucket: Bucket) -> Mapping[str, int]:
         """What the symbols that belong to the bucket are; empty without buckets."""

@@ -2,6 +2,7 @@
 
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 
 #include "operator.h"
 
@@ -16,7 +17,24 @@ ort::Status* read_info(const ort::Api* api, const ort::TensorInfo* info, size_t 
     return out->rank == rank ? ort::get_shape(api, info, out->shape, rank) : nullptr;
 }
 
+struct Room {
+    void* data = nullptr;
+    size_t bytes = 0;
+    ~Room() { free(data); }
+};
+
 }  // namespace
+
+void* thread_room(int slot, size_t bytes) {
+    static thread_local Room rooms[2];
+    Room& room = rooms[slot];
+    if (room.data == nullptr || room.bytes < bytes) {
+        free(room.data);
+        room.bytes = (bytes / 4096 + 1) * 4096;
+        room.data = aligned_alloc(64, room.bytes);
+    }
+    return room.data;
+}
 
 ort::Status* Context::input(size_t index, const char* name, size_t rank, Tensor* out) const {
     const ort::Value* value = nullptr;

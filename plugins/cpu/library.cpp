@@ -18,8 +18,11 @@ namespace visionllm::cpu {
 namespace {
 
 constexpr const char* kDomain = "visionllm";
-const Operator* const kOperators[] = {&kMsDeformAttn, &kGridSamplePromptPool};
-constexpr size_t kMaxRegistrations = 3 * sizeof kOperators / sizeof *kOperators;
+const Operator* const kOperators[] = {
+    &kCachedAttention, &kGatedSilu, &kMsDeformAttn, &kGridSamplePromptPool,
+    &kQuantizedCachedAttention, &kQuantizedLinear,
+};
+constexpr size_t kMaxRegistrations = kMaxCombinations * sizeof kOperators / sizeof *kOperators;
 
 // One type combination of one operator, as ONNX Runtime sees it.
 struct Registration : ort::CustomOp {
@@ -32,26 +35,45 @@ struct Node {
     const Operator* op;
     const ort::Api* api;
     const Kernels* kernels;
+    AttributeValue attributes[kMaxAttributes];
 };
 
 const Registration& self(const ort::CustomOp* op) { return *static_cast<const Registration*>(op); }
 
+ort::Status* read_attributes(const ort::Api* api, const ort::KernelInfo* info, Node* node) {
+    for (size_t i = 0; i < node->op->attribute_count; ++i) {
+        const Attribute& attribute = node->op->attributes[i];
+        AttributeValue& value = node->attributes[i];
+        VISIONLLM_TRY(attribute.kind == Attribute::kInt
+                ? ort::get_int_attribute(api, info, attribute.name, &value.whole)
+                : ort::get_float_attribute(api, info, attribute.name, &value.real));
+    }
+    return nullptr;
+}
+
 ort::Status* create_node(
-    const ort::CustomOp* op, const ort::Api* api, const ort::KernelInfo*, void** out) {
+    const ort::CustomOp* op, const ort::Api* api, const ort::KernelInfo* info, void** out) {
     const char* wanted = nullptr;
     const Kernels* kernels = choose_kernels(&wanted);
     // Registration refused already; the variable can only have changed since.
     if (kernels == nullptr) {
         return ort::create_status(api, ort::kFail, "VISIONLLM_EDGE_CPU_ISA changed while loading");
     }
-    *out = new (std::nothrow) Node{self(op).op, api, kernels};
-    return *out != nullptr ? nullptr : ort::create_status(api, ort::kFail, "out of memory");
+    Node* node = new (std::nothrow) Node{self(op).op, api, kernels, {}};
+    if (node == nullptr) return ort::create_status(api, ort::kFail, "out of memory");
+    if (ort::Status* status = read_attributes(api, info, node)) {
+        delete node;
+        return status;
+    }
+    *out = node;
+    return nullptr;
 }
 
 ort::Status* compute(void* state, ort::KernelContext* ort_context) {
     const Node& node = *static_cast<const Node*>(state);
     try {
-        Context context(node.api, ort_context, *node.kernels, node.op->name);
+        Context context(
+            node.api, ort_context, *node.kernels, node.op->name, node.attributes);
         return node.op->compute(context);
     } catch (const std::exception& e) {
         return ort::create_status(node.api, ort::kFail, e.what());
@@ -119,10 +141,11 @@ bool supported(const char* set) {
     __builtin_cpu_init();
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     if (strcmp(set, "avx2") == 0) return avx2;  // every processor with AVX2 converts halves
-    if (strcmp(set, "avx512") == 0) {
-        return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    }
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
+                        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                        __builtin_cpu_supports("avx512vl");
+    if (strcmp(set, "avx512") == 0) return avx512;
+    if (strcmp(set, "avx512vnni") == 0) return avx512 && __builtin_cpu_supports("avx512vnni");
 #endif
     return strcmp(set, "portable") == 0;
 }
@@ -132,7 +155,7 @@ bool supported(const char* set) {
 const Kernels* choose_kernels(const char** wanted) {
     const Kernels* const sets[] = {
 #if defined(__x86_64__)
-        &kAvx512Kernels, &kAvx2Kernels,
+        &kAvx512VnniKernels, &kAvx512Kernels, &kAvx2Kernels,
 #endif
         &kPortableKernels};
     const char* name = getenv("VISIONLLM_EDGE_CPU_ISA");
@@ -171,8 +194,8 @@ VISIONLLM_EXPORT visionllm::ort::Status* RegisterCustomOps(
     const char* wanted = nullptr;
     if (cpu::choose_kernels(&wanted) == nullptr) {
         snprintf(text, sizeof text,
-            "visionllm-edge CPU kernels: VISIONLLM_EDGE_CPU_ISA expected avx512, avx2 or portable, "
-            "as far as this processor has them, got '%s'.", wanted);
+            "visionllm-edge CPU kernels: VISIONLLM_EDGE_CPU_ISA expected avx512vnni, avx512, avx2 "
+            "or portable, as far as this processor has them, got '%s'.", wanted);
         return ort::create_status(api, ort::kInvalidArgument, text);
     }
     ort::CustomOpDomain* domain = nullptr;

@@ -9,7 +9,9 @@
 namespace visionllm::cpu {
 
 constexpr size_t kMaxRank = 8;
-constexpr size_t kMaxPorts = 8;
+constexpr size_t kMaxPorts = 16;
+constexpr size_t kMaxCombinations = 6;
+constexpr size_t kMaxAttributes = 8;
 
 struct Tensor {
     void* data;
@@ -18,12 +20,29 @@ struct Tensor {
     int64_t shape[kMaxRank];
 };
 
+// An attribute of an operator; all are required.
+struct Attribute {
+    const char* name;
+    enum Kind { kInt, kFloat } kind;
+};
+
+union AttributeValue {
+    int64_t whole;
+    float real;
+};
+
+// Room that the calling thread keeps from call to call, at a 64-byte boundary, or null if there is
+// no more memory. Slot 0 is for a compute function and lasts until it returns; slot 1 is for one
+// task inside `parallel` (the thread that computes runs tasks too).
+void* thread_room(int slot, size_t bytes);
+
 // One call of a node. Every function that returns a Status returns null when all is well; a status
 // that is not null belongs to the caller, who hands it on to ONNX Runtime.
 class Context {
 public:
-    Context(const ort::Api* api, ort::KernelContext* context, const Kernels& kernels, const char* op)
-        : kernels(kernels), api_(api), context_(context), op_(op) {}
+    Context(const ort::Api* api, ort::KernelContext* context, const Kernels& kernels,
+        const char* op, const AttributeValue* attributes)
+        : kernels(kernels), attributes(attributes), api_(api), context_(context), op_(op) {}
 
     // Input `index`, which must have `rank` axes; `name` is for the message.
     ort::Status* input(size_t index, const char* name, size_t rank, Tensor* out) const;
@@ -45,6 +64,7 @@ public:
     }
 
     const Kernels& kernels;
+    const AttributeValue* attributes;  // of the node, in the order of Operator::attributes
 
 private:
     const ort::Api* api_;
@@ -61,14 +81,20 @@ struct Operator {
     size_t inputs, outputs;
     // Element types of the inputs, then of the outputs; one row per type combination of spec.py.
     size_t combinations;
-    ort::ElementType types[3][kMaxPorts];
+    ort::ElementType types[kMaxCombinations][kMaxPorts];
     ort::Status* (*compute)(Context& context);
+    size_t attribute_count = 0;
+    Attribute attributes[kMaxAttributes] = {};
 };
 
 // Position of a value type in the tables of Kernels.
 int element_index(ort::ElementType element);
 
+extern const Operator kCachedAttention;
+extern const Operator kGatedSilu;
 extern const Operator kMsDeformAttn;
 extern const Operator kGridSamplePromptPool;
+extern const Operator kQuantizedCachedAttention;
+extern const Operator kQuantizedLinear;
 
 }  // namespace visionllm::cpu

@@ -23,7 +23,16 @@ struct TensorInfo;
 struct Value;
 
 enum ErrorCode : int { kFail = 1, kInvalidArgument = 2 };
-enum ElementType : int { kUndefined = 0, kFloat32 = 1, kInt32 = 6, kFloat16 = 10, kBFloat16 = 16 };
+enum ElementType : int {
+    kUndefined = 0,
+    kFloat32 = 1,
+    kUInt8 = 2,
+    kInt8 = 3,
+    kInt32 = 6,
+    kInt64 = 7,
+    kFloat16 = 10,
+    kBFloat16 = 16
+};
 
 struct Api {
     const void* slot[275];
@@ -97,6 +106,14 @@ inline Status* get_shape(const Api* api, const TensorInfo* info, int64_t* out, s
 }
 inline Status* get_tensor_info(const Api* api, const Value* value, TensorInfo** out) {
     return call<65, Status*>(api, value, out);
+}
+inline Status* get_float_attribute(
+    const Api* api, const KernelInfo* info, const char* name, float* out) {
+    return call<85, Status*>(api, info, name, out);
+}
+inline Status* get_int_attribute(
+    const Api* api, const KernelInfo* info, const char* name, int64_t* out) {
+    return call<86, Status*>(api, info, name, out);
 }
 inline Status* get_input(
     const Api* api, const KernelContext* context, size_t index, const Value** out) {

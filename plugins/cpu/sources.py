@@ -13,8 +13,12 @@ SOURCES = (
     "cpu/kernels_portable.cpp",
     "cpu/kernels_avx2.cpp",
     "cpu/kernels_avx512.cpp",
+    "cpu/kernels_avx512vnni.cpp",
+    "cached_attention/cpu_op.cpp",
+    "gated_silu/cpu_op.cpp",
     "ms_deform_attn/cpu_op.cpp",
     "grid_sample_prompt_pool/cpu_op.cpp",
+    "quantized_linear/cpu_op.cpp",
 )
 HEADERS = (
     "cpu/kernels.h",
@@ -22,8 +26,18 @@ HEADERS = (
     "cpu/operator.h",
     "cpu/ort_abi.h",
     "cpu/vectors.h",
+    "cached_attention/cpu_kernel.h",
+    "cached_attention/cpu_tile.h",
+    "gated_silu/cpu_kernel.h",
     "ms_deform_attn/cpu_kernel.h",
     "grid_sample_prompt_pool/cpu_kernel.h",
+    "quantized_linear/cpu_avx2.h",
+    "quantized_linear/cpu_exact.h",
+    "quantized_linear/cpu_kernel.h",
+    "quantized_linear/cpu_portable.h",
+    "quantized_linear/cpu_vnni.h",
+    "quantized_linear/cpu_vnni_matrix.h",
+    "quantized_linear/cpu_vnni_vector.h",
 )
 # No -march: each kernels_<set>.cpp asks for its instruction set itself, so that the library starts
 # on any processor of the architecture. -Wno-psabi: vectors are only passed to inlined functions.

@@ -16,6 +16,7 @@ struct Lanes;
         typedef int32_t I __attribute__((vector_size(N * 4)));     \
         typedef uint32_t U __attribute__((vector_size(N * 4)));    \
         typedef uint16_t H __attribute__((vector_size(N * 2)));    \
+        typedef int8_t B __attribute__((vector_size(N)));          \
     };
 VISIONLLM_DEFINE_LANES(1)
 VISIONLLM_DEFINE_LANES(4)
@@ -134,7 +135,65 @@ struct Float16 {
     }
     template <int N>
     VISIONLLM_INLINE void store(uint16_t* to, typename Lanes<N>::F vector) {
+#if defined(VISIONLLM_F16C)
+        constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+        if constexpr (N == 8) {
+            const __m128i halves = _mm256_cvtps_ph(reinterpret_cast<__m256>(vector), kNearest);
+            return _mm_storeu_si128(reinterpret_cast<__m128i*>(to), halves);
+        }
+#endif
+#if defined(VISIONLLM_F16C) && VISIONLLM_LANES == 16
+        if constexpr (N == 16) {
+            const __m256i halves = _mm512_maskz_cvtps_ph(
+                static_cast<__mmask16>(-1), reinterpret_cast<__m512>(vector), kNearest);
+            return _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), halves);
+        }
+#endif
         for (int i = 0; i < N; ++i) to[i] = narrow(vector[i]);
+    }
+};
+
+// Whole numbers from -127 to 127; what a scale turns into the tensor's numbers is the kernel's affair.
+struct Int8 {
+    typedef int8_t Storage;
+    static inline float widen(int8_t x) { return static_cast<float>(x); }
+    static inline int8_t narrow(float x) {
+        const float kept = x > -127.0f ? (x < 127.0f ? x : 127.0f) : -127.0f;
+        // Adding 1.5 * 2^23 rounds to nearest even.
+        return static_cast<int8_t>((kept + 12582912.0f) - 12582912.0f);
+    }
+    template <int N>
+    VISIONLLM_INLINE typename Lanes<N>::F load(const int8_t* from) {
+        typedef typename Lanes<N>::B B;
+        typedef typename Lanes<N>::I I;
+        typedef typename Lanes<N>::F F;
+        // GCC widens bytes one by one.
+#if VISIONLLM_LANES >= 8
+        if constexpr (N == 8) {
+            return reinterpret_cast<F>(_mm256_cvtepi32_ps(
+                _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)))));
+        }
+#endif
+#if VISIONLLM_LANES == 16
+        if constexpr (N == 16) {
+            constexpr __mmask16 kAll = static_cast<__mmask16>(-1);
+            return reinterpret_cast<F>(_mm512_maskz_cvtepi32_ps(kAll,
+                _mm512_maskz_cvtepi8_epi32(
+                    kAll, _mm_loadu_si128(reinterpret_cast<const __m128i*>(from)))));
+        }
+#endif
+        return __builtin_convertvector(__builtin_convertvector(load_as<B>(from), I), F);
+    }
+    template <int N>
+    VISIONLLM_INLINE void store(int8_t* to, typename Lanes<N>::F vector) {
+        typedef typename Lanes<N>::B B;
+        typedef typename Lanes<N>::F F;
+        typedef typename Lanes<N>::I I;
+        const F low = broadcast<F>(-127.0f), high = broadcast<F>(127.0f);
+        const F above = choose<F>(vector > low, vector, low);
+        const F kept = choose<F>(above < high, above, high);
+        const F rounded = (kept + 12582912.0f) - 12582912.0f;
+        store_as(to, __builtin_convertvector(__builtin_convertvector(rounded, I), B));
     }
 };
 
@@ -162,5 +221,26 @@ VISIONLLM_INLINE void split_pairs(
     for (int i = 0; i < N; ++i) even[i] = 2 * i;
     x = __builtin_shuffle(low, high, even);
     y = __builtin_shuffle(low, high, even + 1);
+#endif
+}
+
+// x0 y0 x1 y1 ... from one vector of x and one of y.
+template <int N>
+VISIONLLM_INLINE void join_pairs(typename Lanes<N>::F x, typename Lanes<N>::F y, float* to) {
+    typedef typename Lanes<N>::F F;
+#if defined(__clang__)
+    if constexpr (N == 4) {
+        store_as<F>(to, __builtin_shufflevector(x, y, 0, 4, 1, 5));
+        store_as<F>(to + N, __builtin_shufflevector(x, y, 2, 6, 3, 7));
+    } else {
+        static_assert(N == 8);
+        store_as<F>(to, __builtin_shufflevector(x, y, 0, 8, 1, 9, 2, 10, 3, 11));
+        store_as<F>(to + N, __builtin_shufflevector(x, y, 4, 12, 5, 13, 6, 14, 7, 15));
+    }
+#else
+    typename Lanes<N>::I turns;
+    for (int i = 0; i < N; ++i) turns[i] = i / 2 + i % 2 * N;
+    store_as<F>(to, __builtin_shuffle(x, y, turns));
+    store_as<F>(to + N, __builtin_shuffle(x, y, turns + N / 2));
 #endif
 }

@@ -6,13 +6,12 @@ whose size depends on values is allocated by ONNX Runtime.
 
 A graph holds every operator of ours as an ONNX function. Where the library of CPU kernels is built
 it is registered with every session, and ONNX Runtime then runs the kernel in the function's place.
-The log says once which of the two it is.
+The log says once which of the two it is. Weights that only such a kernel reads are loaded by this
+package, see ``resident_weights``.
 """
 
 from __future__ import annotations
 
-import functools
-import logging
 import math
 import weakref
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,6 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from visionllm_edge.plugins.cpu.library import SWITCH, find_library, instruction_set
 from visionllm_edge.runtime.backends.base import (
     PAST_PREFIX,
     PRESENT_PREFIX,
@@ -30,6 +28,8 @@ from visionllm_edge.runtime.backends.base import (
     StageOptions,
 )
 from visionllm_edge.runtime.backends.cache_shape import cache_ports, cache_shape, present_of
+from visionllm_edge.runtime.backends.onnxruntime_options import session_options
+from visionllm_edge.runtime.backends.resident_weights import load_resident, resident_tensors
 from visionllm_edge.runtime.errors import BackendError
 from visionllm_edge.runtime.ports import (
     Array,
@@ -41,8 +41,6 @@ from visionllm_edge.runtime.ports import (
 )
 
 __all__ = ["CacheBuffers", "OnnxRuntimeBackend", "OnnxRuntimeStage"]
-
-_log = logging.getLogger(__name__)
 
 _ORT_TYPES = {
     "float32": "tensor(float)",
@@ -56,7 +54,8 @@ _ORT_TYPES = {
 }
 # One cache line: rows of a buffer that starts off it are split over two lines in every load.
 _ALIGNMENT_BYTES = 64
-_SILENT = 4
+# Inputs of a decode step are some kilobytes; copying those of a prefill costs more than binding.
+_STAGED_BYTES = 2**20
 
 
 class OnnxRuntimeBackend:
@@ -66,9 +65,20 @@ class OnnxRuntimeBackend:
 
     def load_stage(self, path: Path, ports: StagePorts, options: StageOptions) -> OnnxRuntimeStage:
         """Load a graph; see :meth:`visionllm_edge.runtime.backends.base.Backend.load_stage`."""
+        weights: dict[str, ort.OrtValue] = {}
         try:
+            to_session, kernels = session_options(options)
+            if kernels:
+                arrays = load_resident(path.parent, resident_tensors(path))
+                weights = {name: ort.OrtValue.ortvalue_from_numpy(a) for name, a in arrays.items()}
+            for name, value in weights.items():
+                to_session.add_initializer(name, value)
+            if any(port.name.startswith(PAST_PREFIX) for port in ports.inputs):
+                # Its rows differ from run to run. A plan per length takes a block for each: 73 MB
+                # more for a prompt of 512 at TinyLlama's shape, and no time less.
+                to_session.enable_mem_pattern = False
             session = ort.InferenceSession(
-                str(path), _session_options(options), providers=["CPUExecutionProvider"]
+                str(path), to_session, providers=["CPUExecutionProvider"]
             )
         except BackendError:
             raise
@@ -78,7 +88,7 @@ class OnnxRuntimeBackend:
                 f"stage {ports.stage!r}: ONNX Runtime {ort.__version__} cannot load "
                 f"{path.name!r}: {e}"
             ) from e
-        return OnnxRuntimeStage(session, ports)
+        return OnnxRuntimeStage(session, ports, weights)
 
 
 class CacheBuffers:
@@ -114,21 +124,59 @@ class CacheBuffers:
 
 
 @dataclass(frozen=True)
+class _BoundStep:
+    """Arrays that a binding holds: ours for the inputs, and the buffers of all outputs."""
+
+    inputs: Mapping[str, Array]
+    outputs: Mapping[str, Array]
+
+    def fill(self, inputs: Mapping[str, Tensor]) -> bool:
+        """Copy inputs of the same names, types and shapes; False if any differs."""
+        if inputs.keys() != self.inputs.keys():
+            return False
+        for name, array in self.inputs.items():
+            given = inputs[name]
+            if (
+                not isinstance(given, np.ndarray)
+                or given.shape != array.shape
+                or given.dtype != array.dtype
+            ):
+                return False
+        for name, array in self.inputs.items():
+            array[...] = inputs[name]
+        return True
+
+
+@dataclass
 class _BoundCache:
-    """A binding that holds a cache: the outputs in it, and the symbols that the cache settles."""
+    """A binding that holds a cache.
+
+    Attributes:
+        binding: ONNX Runtime's.
+        presents: names of the outputs that are in the cache.
+        symbols: what the cache settles.
+        step: the last run, if the next one of the same shapes can take its arrays again.
+    """
 
     binding: ort.IOBinding
     presents: list[str]
     symbols: Mapping[str, int]
+    step: _BoundStep | None = None
 
 
 class OnnxRuntimeStage:
     """One session with its ports; implements ``StageRunner``."""
 
-    def __init__(self, session: ort.InferenceSession, ports: StagePorts) -> None:
-        """Check the session's ends against the ports."""
+    def __init__(
+        self,
+        session: ort.InferenceSession,
+        ports: StagePorts,
+        weights: Mapping[str, ort.OrtValue] | None = None,
+    ) -> None:
+        """Check the session's ends against the ports; ``weights`` are those that it borrows."""
         self._session = session
         self._ports = ports
+        self._weights = dict(weights or {})
         self._symbols: dict[str, int] = {}
         _match_ends(ports.stage, "input", ports.inputs, session.get_inputs(), self._symbols)
         _match_ends(ports.stage, "output", ports.outputs, session.get_outputs(), self._symbols)
@@ -177,10 +225,22 @@ class OnnxRuntimeStage:
         bound = self._bindings.get(cache)
         if bound is None:
             bound = self._bindings[cache] = self._bind_cache(cache)
+        if bound.step is not None and bound.step.fill(inputs):
+            self._call(bound.binding)
+            return dict(bound.step.outputs)
+        bound.step = None
         symbols = bind_inputs(self._ports.stage, self._free_inputs, inputs, bound.symbols)
-        return self._run(
-            bound.binding, bound.presents, self._free_inputs, self._free_outputs, inputs, symbols
+        arrays = {name: np.asarray(array) for name, array in inputs.items()}
+        staged = sum(array.nbytes for array in arrays.values()) <= _STAGED_BYTES
+        if staged:
+            arrays = {name: array.copy() for name, array in arrays.items()}
+        outputs = self._run(
+            bound.binding, bound.presents, self._free_inputs, self._free_outputs, arrays, symbols
         )
+        settled = all(resolve_shape(port, symbols) is not None for port in self._free_outputs)
+        if staged and settled:
+            bound.step = _BoundStep(arrays, outputs)
+        return dict(outputs)
 
     def _bind_cache(self, cache: CacheBuffers) -> _BoundCache:
         past = cache_ports(self._ports)
@@ -214,10 +274,7 @@ class OnnxRuntimeStage:
             array = self._buffer(port, shape, list(given.values()))
             binding.bind_output(port.name, "cpu", 0, array.dtype, shape, array.ctypes.data)
             outputs[port.name] = array
-        try:
-            self._session.run_with_iobinding(binding)
-        except Exception as e:
-            raise BackendError(f"stage {self._ports.stage!r}: ONNX Runtime failed: {e}") from e
+        self._call(binding)
         if len(outputs) < len(output_ports):
             # A binding lists its outputs in the order in which their names were first bound.
             order = [*bound, *(port.name for port in output_ports)]
@@ -227,6 +284,12 @@ class OnnxRuntimeStage:
                     outputs[port.name] = values[port.name].numpy()
         return outputs
 
+    def _call(self, binding: ort.IOBinding) -> None:
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as e:
+            raise BackendError(f"stage {self._ports.stage!r}: ONNX Runtime failed: {e}") from e
+
     def _buffer(self, port: Port, shape: tuple[int, ...], inputs: Sequence[Array]) -> Array:
         """A view of the output's buffer; a new one where it is too small or serves as an input."""
         size = math.prod(shape)
@@ -234,62 +297,6 @@ class OnnxRuntimeStage:
         if kept is None or kept.size < size or any(np.may_share_memory(kept, x) for x in inputs):
             kept = self._buffers[port.name] = _aligned_zeros((size,), port.dtype)
         return kept[:size].reshape(shape)
-
-
-def _session_options(options: StageOptions) -> ort.SessionOptions:
-    out = ort.SessionOptions()
-    out.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    out.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    out.inter_op_num_threads = 1
-    out.intra_op_num_threads = options.threads or 0
-    # Idle threads of one stage would otherwise spin while the next stage needs their cores.
-    out.add_session_config_entry("session.force_spinning_stop", "1")
-    # Whatever goes wrong also arrives as an exception, which says it once and names the stage.
-    out.log_severity_level = _SILENT
-    for library in options.custom_op_libraries:
-        out.register_custom_ops_library(str(library))
-    if options.cpu_kernels:
-        _register_kernels(out)
-    else:
-        _say_once(logging.INFO, "operators run as ONNX functions: kernels are off for this stage")
-    return out
-
-
-def _register_kernels(options: ort.SessionOptions) -> None:
-    """Register the CPU kernels if they are built and can be used; the log says which form runs.
-
-    Raises:
-        BackendError: a switch in the environment has a value that means nothing.
-    """
-    try:
-        library = find_library()
-    except ValueError as e:
-        raise BackendError(str(e)) from e
-    if library is None:
-        why = f"no library of CPU kernels is built, or {SWITCH}=0"
-        _say_once(logging.INFO, f"operators run as ONNX functions: {why}")
-        return
-    try:
-        isa = instruction_set(library)
-        if isa:
-            options.register_custom_ops_library(str(library))
-    # OSError: built for another system. The rest is ONNX Runtime's, without a common base class.
-    except Exception as e:
-        text = f"operators run as ONNX functions: {library.name} cannot be used: {e}"
-        _say_once(logging.WARNING, text)
-        return
-    if not isa:
-        raise BackendError(
-            "VISIONLLM_EDGE_CPU_ISA: expected avx512, avx2 or portable, as far as this processor "
-            "has them. Unset it to use the widest."
-        )
-    _say_once(logging.INFO, f"operators run as CPU kernels ({isa})")
-
-
-@functools.cache
-def _say_once(level: int, text: str) -> None:
-    """One line per process and form, not one per stage."""
-    _log.log(level, "ONNX Runtime %s: %s", ort.__version__, text)
 
 
 def _match_ends(

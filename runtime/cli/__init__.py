@@ -37,14 +37,15 @@ COMMANDS = {
     "build": LazyCommand("export.cli_build:build", "Build the engines of a bundle for a target."),
     "kit": LazyCommand("runtime.cli.kit:kit", "Build engines on a device without the exporter."),
     "inspect": LazyCommand("runtime.cli.inspect:inspect", "Show what a bundle holds."),
-    "run": LazyCommand("runtime.cli.run:run", "Ask a bundle about a picture."),
-    "chat": LazyCommand("runtime.cli.chat:chat", "Talk with a bundle about a picture."),
+    "run": LazyCommand("runtime.cli.run:run", "Ask a bundle about a picture, or in words."),
+    "chat": LazyCommand("runtime.cli.chat:chat", "Talk with a bundle."),
     "plugins": LazyCommand(
         "plugins.cli:plugins", "List the operators' forms, build their library."
     ),
     "doctor": LazyCommand(
         "runtime.cli.doctor:doctor", "Show what this machine has and what it can build."
     ),
+    "bench": LazyCommand("benchmarks.cli_bench:bench", "Measure the speed of a bundle's parts."),
     "eval": LazyCommand("benchmarks.cli:eval_", "Measure a bundle on freshly made pictures."),
 }
 # Extra of the package by the top-level module that it brings.

@@ -9,13 +9,19 @@ from pathlib import Path
 
 import click
 
+from visionllm_edge.runtime.bundle import Bundle
+from visionllm_edge.runtime.cli.model_options import generation_options, load_options
 from visionllm_edge.runtime.cli.output import EventPrinter, save_picture
 from visionllm_edge.runtime.errors import EdgeError, InputError
+from visionllm_edge.runtime.language_model import LanguageModel
 from visionllm_edge.runtime.llm.sampling import GenerationConfig
+from visionllm_edge.runtime.manifest import LLAMA
 from visionllm_edge.runtime.model import VisionLLM
 from visionllm_edge.runtime.pipelines.chat import ChatSession
+from visionllm_edge.runtime.pipelines.loading import LoadOptions
+from visionllm_edge.runtime.pipelines.text import TextChat
 
-__all__ = ["chat"]
+__all__ = ["chat", "load_model"]
 
 _HELP = """\
 /image FILE  talk about another picture, from the start
@@ -35,49 +41,23 @@ _HELP = """\
     help="Smallest score of a detection.",
 )
 @click.option("--masks/--no-masks", default=True, help="Masks for what an answer finds.")
-@click.option(
-    "--max-new-tokens",
-    type=click.IntRange(min=1),
-    default=256,
-    show_default=True,
-    help="Length of an answer at most.",
-)
-@click.option(
-    "--temperature",
-    type=click.FloatRange(min=0.0),
-    default=0.0,
-    show_default=True,
-    help="Randomness of the answers; 0 takes the likeliest word.",
-)
-@click.option(
-    "--top-p",
-    type=click.FloatRange(0.0, 1.0, min_open=True),
-    default=1.0,
-    show_default=True,
-    help="Sample from the likeliest words of this total probability.",
-)
-@click.option("--seed", type=click.IntRange(min=0), help="Seed of the sampling.")
-@click.option("--threads", type=click.IntRange(min=1), help="Threads of the backend.")
+@generation_options
+@load_options
 @click.option("--verify/--no-verify", default=True, help="Hash the bundle's files first.")
 def chat(
     bundle: Path,
     image: str | None,
     threshold: float,
     masks: bool,
-    max_new_tokens: int,
-    temperature: float,
-    top_p: float,
-    seed: int | None,
-    threads: int | None,
+    config: GenerationConfig,
+    loading: LoadOptions,
     verify: bool,
 ) -> None:
-    """Talk with a bundle about a picture."""
-    config = GenerationConfig(
-        max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
-    )
-    model = VisionLLM.load(bundle, threads=threads, verify=verify)
+    """Talk with a bundle, about a picture where it can see one."""
+    model = load_model(bundle, loading, verify=verify)
     talk = Conversation(model, config, threshold=threshold, masks=masks)
-    talk.look_at(image)
+    if image is not None:
+        talk.look_at(image)
     interactive = sys.stdin.isatty()
     if interactive:
         click.echo(_HELP, err=True)
@@ -94,11 +74,24 @@ def chat(
         raise click.exceptions.Exit(1)
 
 
+def load_model(path: Path, options: LoadOptions, *, verify: bool) -> VisionLLM | LanguageModel:
+    """The model of a bundle, whichever kind it is."""
+    bundle = Bundle.open(path, verify=verify)
+    if bundle.manifest.family == LLAMA:
+        return LanguageModel.from_bundle(bundle, options)
+    return VisionLLM.from_bundle(bundle, options)
+
+
 class Conversation:
     """The state between two lines: the picture and what was said about it."""
 
     def __init__(
-        self, model: VisionLLM, config: GenerationConfig, *, threshold: float, masks: bool
+        self,
+        model: VisionLLM | LanguageModel,
+        config: GenerationConfig,
+        *,
+        threshold: float,
+        masks: bool,
     ) -> None:
         """Start without a picture."""
         self._model = model
@@ -108,11 +101,12 @@ class Conversation:
         self._image: str | None = None
         self._session = self._start(None)
 
-    def look_at(self, image: str | None) -> None:
+    def look_at(self, image: str) -> None:
         """Begin again with a picture.
 
         Raises:
-            InputError: not a usable image; the conversation goes on as it was.
+            InputError: not a usable image, or a bundle that sees none; the conversation goes on
+                as it was.
         """
         self._session = self._start(image)
         self._image = image
@@ -163,12 +157,20 @@ class Conversation:
             raise InputError("/save: expected a file name, got none. Write /save out.png.")
         if self._image is None or not self._session.turns:
             raise InputError("/save: expected a picture and an answer about it. Ask first.")
-        save_picture(self._session.turns[-1][1], self._image, Path(name))
+        _, answer = self._session.turns[-1]
+        save_picture(answer, self._image, Path(name))
 
-    def _start(self, image: str | None) -> ChatSession:
-        return self._model.chat(
-            image, config=self._config, threshold=self._threshold, masks=self._masks
-        )
+    def _start(self, image: str | None) -> ChatSession | TextChat:
+        if isinstance(self._model, VisionLLM):
+            return self._model.chat(
+                image, config=self._config, threshold=self._threshold, masks=self._masks
+            )
+        if image is not None:
+            raise InputError(
+                "image: expected a bundle that sees pictures, got a language model alone. "
+                "Leave the picture out."
+            )
+        return self._model.chat(config=self._config)
 
 
 def _lines(interactive: bool) -> Iterator[str]:

@@ -41,9 +41,14 @@ def _summary(bundle: Bundle) -> list[str]:
         f"llm         {llm.num_layers} layers, width {llm.hidden_size}, "
         f"{llm.num_kv_heads} KV heads of {llm.head_dim}, vocabulary {llm.vocab_size}, "
         f"context {llm.max_positions}",
-        f"vision      {vision.image_size} px tiles, at most {vision.max_tiles}, "
-        f"{vision.tokens_per_tile} tokens each",
+        f"weights     {llm.precision}{f' in blocks of {llm.block_size}' * bool(llm.block_size)}, "
+        f"cache {llm.cache}",
     ]
+    if vision is not None:
+        lines.append(
+            f"vision      {vision.image_size} px tiles, at most {vision.max_tiles}, "
+            f"{vision.tokens_per_tile} tokens each"
+        )
     detector = manifest.model.detector
     if detector is not None:
         lines.append(

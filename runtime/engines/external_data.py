@@ -1,9 +1,8 @@
 """The files that an ONNX graph reads its weights from, and the check that they are safe to read.
 
 TensorRT's parser opens every location that a graph names and follows symbolic links; onnx and ONNX
-Runtime refuse links. A device that builds engines has no onnx package, so this module walks the
-protobuf wire format itself: fields by number, everything else skipped. Only the numbers of ONNX's
-published schema that lead to a tensor are known here.
+Runtime refuse links. A device that builds engines has no onnx package, so this module knows the
+numbers of ONNX's published schema that lead to a tensor, and skips everything else.
 """
 
 from __future__ import annotations
@@ -14,10 +13,9 @@ from pathlib import Path
 
 from visionllm_edge.runtime.errors import BundleError
 from visionllm_edge.runtime.manifest import check_relative
+from visionllm_edge.runtime.protobuf import BYTES, fields
 
 __all__ = ["ExternalTensor", "check_external_data", "external_tensors"]
-
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 # Message -> field number -> message of that field. Tensors sit in initializers (plain and sparse)
 # and in attributes of nodes, in graphs within attributes, and in function bodies.
@@ -110,21 +108,21 @@ def _tensors(message: memoryview, kind: str) -> Iterator[ExternalTensor]:
             yield tensor
         return
     leads = _LEADS[kind]
-    for number, wire, value in _fields(message):
-        if wire == _BYTES and number in leads:
+    for number, wire, value in fields(message):
+        if wire == BYTES and number in leads:
             assert isinstance(value, memoryview)
             yield from _tensors(value, leads[number])
 
 
 def _tensor(message: memoryview) -> ExternalTensor | None:
     name, external, entries = "", False, {}
-    for number, _, value in _fields(message):
+    for number, _, value in fields(message):
         if number == _TENSOR_NAME and isinstance(value, memoryview):
             name = str(value, "utf-8", "replace")
         elif number == _TENSOR_LOCATION:
             external = value == 1
         elif number == _TENSOR_EXTERNAL and isinstance(value, memoryview):
-            pair = {n: str(v, "utf-8") for n, _, v in _fields(value) if isinstance(v, memoryview)}
+            pair = {n: str(v, "utf-8") for n, _, v in fields(value) if isinstance(v, memoryview)}
             # A parser may take the last of two equal keys, or the first: neither is honest.
             if pair.get(1, "") in entries:
                 raise ValueError(f"tensor {name!r} names {pair.get(1)!r} twice")
@@ -144,37 +142,3 @@ def _number(text: str) -> int:
     if not (text.isascii() and text.isdigit()):
         raise ValueError(f"expected a number of bytes, got {text!r}")
     return int(text)
-
-
-def _fields(message: memoryview) -> Iterator[tuple[int, int, int | memoryview]]:
-    """Number, wire type and value of each field; groups, which ONNX never had, are refused."""
-    at = 0
-    while at < len(message):
-        tag, at = _varint(message, at)
-        number, wire = tag >> 3, tag & 7
-        if wire == _VARINT:
-            value, at = _varint(message, at)
-            yield number, wire, value
-            continue
-        if wire == _BYTES:
-            size, at = _varint(message, at)
-        elif wire in (_FIXED64, _FIXED32):
-            size = 8 if wire == _FIXED64 else 4
-        else:
-            raise ValueError(f"wire type {wire} at byte {at}")
-        if at + size > len(message):
-            raise ValueError(f"field {number} ends behind its message")
-        yield number, wire, message[at : at + size]
-        at += size
-
-
-def _varint(message: memoryview, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = message[at]
-        value |= (byte & 0x7F) << shift
-        at, shift = at + 1, shift + 7
-        if not byte & 0x80:
-            return value, at
-        if shift > 63:
-            raise ValueError("a number of more than 64 bits")

@@ -8,11 +8,16 @@ symbol  axis                                  smallest, best, largest
 ======  ====================================  ===============================================
 n       tiles of the picture                  1, all tiles, all tiles
 s       rows given to the decoder, prefill    1, a picture and a short question, the context
-s       the same, decode                      1, 1, a routing token and its rows
+s       the same, decode                      1, 1, a routing token and its rows, or a guess
+r       rows whose hidden states are wanted   1, 1, as many as are given
+l       rows whose logits are wanted          1, 1, those of a decode step
 T       classes asked for                     1, a quarter, the detector's limit
 k       kept queries                          1, all queries, all queries
 C       rows of the cache                     the capacity, three times
 ======  ====================================  ===============================================
+
+A scripted answer asks for the rows of all its routing tokens at once, so prefill takes any number.
+Logits are wanted of the last row, and of a few more where tokens were guessed.
 
 The cache's capacity is one number because the runtime makes one buffer per conversation and an
 engine with a fixed capacity can alias it. Only the decoder has two profiles.
@@ -22,17 +27,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from visionllm_edge.runtime.backends.base import PAST_PREFIX
 from visionllm_edge.runtime.engines.plan import Profile, ShapeRange
 from visionllm_edge.runtime.errors import ConfigError
 from visionllm_edge.runtime.manifest import ModelSpec
 
-__all__ = ["QUESTION_ROWS", "Axes", "axis_ranges", "profiles_for"]
+__all__ = [
+    "GUESSED_ROWS",
+    "QUESTION_ROWS",
+    "Axes",
+    "axis_ranges",
+    "cache_rows",
+    "profiles_for",
+]
 
 Range = tuple[int, int, int]
 Axes = Mapping[str, Range]
 
 QUESTION_ROWS = 128
 """Rows of a short question around the picture, for the size that prefill is tuned for."""
+
+GUESSED_ROWS = 8
+"""Tokens that a step may guess ahead (prompt lookup); the step has one row more."""
 
 
 def axis_ranges(model: ModelSpec, *, capacity: int | None = None) -> dict[str, Axes]:
@@ -52,18 +68,26 @@ def axis_ranges(model: ModelSpec, *, capacity: int | None = None) -> dict[str, A
             f"cache capacity {rows}: expected 1 to {context}, the model's context. "
             "Leave it out to get all of it."
         )
-    tiles = model.vision.max_tiles
-    prompt = min(rows, tiles * model.vision.tokens_per_tile + QUESTION_ROWS)
-    step = 1 + max((link.rows for link in model.superlink.values() if link.decoder), default=0)
+    # A language model alone has no picture in its prompt, and no axis of tiles.
+    tiles = 1 if model.vision is None else model.vision.max_tiles
+    pictured = 0 if model.vision is None else tiles * model.vision.tokens_per_tile
+    prompt = min(rows, pictured + QUESTION_ROWS)
+    links = [link.rows for link in model.superlink.values() if link.decoder]
+    step = min(rows, 1 + max([GUESSED_ROWS, *links]))
     shared: dict[str, Range] = {"n": (1, tiles, tiles), "C": (rows, rows, rows)}
     if model.detector is not None:
         classes, queries = model.detector.max_text_len, model.detector.num_queries
         shared["T"] = (1, max(1, classes // 4), classes)
         shared["k"] = (1, queries, queries)
     return {
-        "prefill": {**shared, "s": (1, prompt, rows)},
-        "decode": {**shared, "s": (1, 1, min(rows, step))},
+        "prefill": {**shared, "s": (1, prompt, rows), "r": (1, 1, rows), "l": (1, 1, step)},
+        "decode": {**shared, "s": (1, 1, step), "r": (1, 1, step), "l": (1, 1, step)},
     }
+
+
+def cache_rows(ranges: Mapping[str, Axes]) -> int:
+    """The capacity of the cache that ranges were made for."""
+    return ranges["prefill"]["C"][2]
 
 
 def profiles_for(
@@ -107,7 +131,8 @@ def profiles_for(
         shapes = {
             name: _shape_range(shape, grown)
             for name, shape in inputs.items()
-            if any(isinstance(axis, str) for axis in shape)
+            # A cache of fixed capacity has a range as well: whoever checks the engine reads it.
+            if any(isinstance(axis, str) for axis in shape) or name.startswith(PAST_PREFIX)
         }
         out.append(Profile(use, shapes))
     return tuple(out)

@@ -123,6 +123,16 @@ class TokenSequence:
             del self.ids[last.token_index + 1 :]
             del self.keys[last.position + last.rows + 1 :]
 
+    def drop_plain(self, count: int) -> None:
+        """Drop the last ``count`` ids, none of which opened a group."""
+        if count:
+            del self.ids[-count:]
+            del self.keys[-count:]
+
+    def opens_group(self, token: int) -> bool:
+        """Whether an id is a routing token, which brings rows along."""
+        return token in self._links
+
     def image_start(self) -> int | None:
         """First position that holds an image row."""
         try:
@@ -130,21 +140,27 @@ class TokenSequence:
         except ValueError:
             return None
 
-    def embeddings(self, start: int, table: EmbeddingTable) -> NDArray[np.float32]:
-        """Rows ``[len(self) - start, D]`` of the context from ``start`` on, float32, new."""
-        keys = np.array(self.keys[start:], dtype=np.int64)
+    def embeddings(
+        self, start: int, table: EmbeddingTable, end: int | None = None
+    ) -> NDArray[np.float32]:
+        """Rows ``[end - start, D]`` of the context, float32, new; ``end`` None is its end."""
+        end = len(self.keys) if end is None else end
+        keys = np.array(self.keys[start:end], dtype=np.int64)
         rows = table.rows(np.maximum(keys, 0))
         patches = np.flatnonzero(keys == self._im_patch)
         if patches.size:
             assert self.image is not None, "image positions without an image"
             total = self.keys.count(self._im_patch)
             assert total == len(self.image.rows_MD), "one row for each image position"
-            rows[patches] = self.image.rows_MD[total - patches.size :]
+            before = self.keys[:start].count(self._im_patch)
+            rows[patches] = self.image.rows_MD[before : before + patches.size]
         for group in reversed(self.groups):
             first, last = group.position + 1, group.position + 1 + group.rows
             if last <= start:
                 break
+            if first >= end:
+                continue
             link = self._links[self.ids[group.token_index]]
-            skipped = max(0, start - first)
-            rows[first + skipped - start : last - start] = link.rows_ND[skipped:]
+            low, high = max(first, start), min(last, end)
+            rows[low - start : high - start] = link.rows_ND[low - first : high - first]
         return rows

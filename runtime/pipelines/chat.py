@@ -15,7 +15,7 @@ from visionllm_edge.runtime.pipelines.picture import Picture
 from visionllm_edge.runtime.pipelines.requests import check_question
 from visionllm_edge.runtime.pipelines.scripted import Selecting
 from visionllm_edge.runtime.pipelines.visionllm_v2 import VisionLLMv2
-from visionllm_edge.runtime.prompts import Control, Segment, Turn, conversation
+from visionllm_edge.runtime.prompts import Turn, follow_up
 from visionllm_edge.runtime.results import ChatResult, Detection, Span
 
 __all__ = ["ChatSession"]
@@ -98,7 +98,7 @@ class ChatSession:
         if self._sequence is None:
             return self._pipeline.prompt((Turn(question),), self._picture)
         return self._pipeline.extend(
-            self._sequence.copy(), _follow_up(question, self._pipeline.template), None
+            self._sequence.copy(), follow_up(question, self._pipeline.template), None
         )
 
     def _events(
@@ -152,10 +152,3 @@ class ChatSession:
             top_k=top_k,
             masks=self._selecting.masks,
         )
-
-
-def _follow_up(question: str, template: str) -> tuple[Segment, ...]:
-    """What stands behind an answer that exists already as ids: its end token and the next turn."""
-    segments = conversation((Turn("", ()), Turn(question)), image=False, template=template)
-    end = max(i for i, segment in enumerate(segments) if segment == Control("</s>"))
-    return segments[end:]

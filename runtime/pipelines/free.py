@@ -15,9 +15,11 @@ from visionllm_edge.runtime.events import (
     GroupEvent,
     TokenEvent,
 )
+from visionllm_edge.runtime.llm.answer_format import AnswerFormat
 from visionllm_edge.runtime.llm.generate import Generation
 from visionllm_edge.runtime.llm.sampling import GenerationConfig
 from visionllm_edge.runtime.llm.sequence import Group, TokenSequence
+from visionllm_edge.runtime.pipelines.formats import choices_format, class_list_format, with_room
 from visionllm_edge.runtime.pipelines.labels import group_label
 from visionllm_edge.runtime.pipelines.picture import Picture
 from visionllm_edge.runtime.pipelines.scripted import Selecting
@@ -57,6 +59,7 @@ def write_answer(
     answer: Answer,
     *,
     expression: str | None = None,
+    form: AnswerFormat | None = None,
 ) -> Iterator[Event]:
     """Generate an answer; fills ``answer`` and extends ``sequence`` on the way.
 
@@ -66,15 +69,21 @@ def write_answer(
         config: generation options.
         answer: an empty answer.
         expression: label of a ``[GRD]`` group, whose answer does not repeat what was asked.
+        form: the only answers that are allowed.
 
     Raises:
-        ContextError: no room for a single token.
+        ContextError: no room for a single token, or for the longest answer of a format.
     """
     if pipeline.has_detector:
         limit = min(config.max_groups, pipeline.detector.settings.max_text_len)
         config = replace(config, max_groups=limit)
     generation = Generation(
-        pipeline.session, sequence, pipeline.tokenizer, config, suppressed=pipeline.suppressed
+        pipeline.session,
+        sequence,
+        pipeline.tokenizer,
+        with_room(config, form),
+        suppressed=pipeline.suppressed,
+        form=form,
     )
     since = len(sequence.ids)
     token = pipeline.tokenizer.eos
@@ -106,11 +115,15 @@ def answer_text(
     config: GenerationConfig,
     *,
     question: str | None,
+    choices: Sequence[str] | None = None,
 ) -> Iterator[Event]:
     """Caption and vqa: an answer of which only the words count."""
+    form = None
+    if choices is not None:
+        form = choices_format(pipeline.tokenizer, choices, template=pipeline.template)
     answer = Answer()
     sequence = pipeline.prompt((Turn(prompt),), picture)
-    yield from write_answer(pipeline, sequence, config, answer)
+    yield from write_answer(pipeline, sequence, config, answer, form=form)
     yield DoneEvent(TextResult(answer.text.strip(), question, answer.finish_reason))
 
 
@@ -123,16 +136,23 @@ def find_free(
     labels: Sequence[str],
     expression: str | None,
     selecting: Selecting,
+    listed_by: str | None = None,
 ) -> Iterator[Event]:
     """Let the model name the classes itself, and find what it named.
+
+    With ``listed_by``, a routing token, the answer is a list of asked classes and nothing else.
 
     The result's classes are the asked ones, followed by names that the model made up. A class that
     the model leaves out has no detections; one that it writes twice is looked for twice.
     """
     detector = pipeline.detector
     answer = Answer()
+    form = None
+    if listed_by is not None:
+        tokenizer, template = pipeline.tokenizer, pipeline.template
+        form = class_list_format(tokenizer, labels, listed_by, template=template)
     sequence = pipeline.prompt((Turn(question),), picture)
-    yield from write_answer(pipeline, sequence, config, answer, expression=expression)
+    yield from write_answer(pipeline, sequence, config, answer, expression=expression, form=form)
     groups = [group for _, group in answer.for_detector()]
     classes = list(labels)
     for group in groups:

@@ -3,25 +3,53 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from visionllm_edge.runtime.backends import StageOptions, StageRunner, load_backend
 from visionllm_edge.runtime.bundle import Bundle
-from visionllm_edge.runtime.errors import BundleError
+from visionllm_edge.runtime.errors import BundleError, InputError
 from visionllm_edge.runtime.llm.embeddings import EmbeddingTable, SuperLink
 from visionllm_edge.runtime.llm.session import DecoderSession
+from visionllm_edge.runtime.manifest import LLAMA, VISIONLLM_V2
+from visionllm_edge.runtime.memory import available_bytes, check_memory
 from visionllm_edge.runtime.pipelines.detector import Detector, DetectorSettings
 from visionllm_edge.runtime.pipelines.stages import Stages
+from visionllm_edge.runtime.pipelines.text import TextPipeline
 from visionllm_edge.runtime.pipelines.visionllm_v2 import VisionLLMv2, VisionSettings
 from visionllm_edge.runtime.tokenizer import Tokenizer
 
-__all__ = ["FAMILY", "BundleStages", "load_pipeline"]
+__all__ = ["BundleStages", "LoadOptions", "load_pipeline", "load_text_pipeline"]
 
-FAMILY = "visionllm_v2"
 _DETECTOR_STAGES = ("det_backbone", "det_encoder", "det_decoder", "det_masks")
-# Each size bucket of the detector holds its own weights in memory. Pictures come in few sizes:
-# landscape and portrait of one camera are two.
-_BUCKETS_KEPT = 2
+_HOST_BACKEND = "onnxruntime"
+# Two conversations that take turns, or questions about two pictures, each keep their cache.
+_CACHES = 2
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How to load a bundle.
+
+    Attributes:
+        threads: for each operator; None leaves it to the backend.
+        context: positions of the decoder's cache; None for all that the model has.
+        buckets: size buckets of the detector that are kept in memory, each with its own weights.
+            Pictures come in few sizes: landscape and portrait of one camera are two.
+    """
+
+    threads: int | None = None
+    context: int | None = None
+    buckets: int = 2
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be loaded."""
+        for name, value in (
+            ("threads", self.threads),
+            ("context", self.context),
+            ("buckets", self.buckets),
+        ):
+            if value is not None and value < 1:
+                raise InputError(f"{name}: expected at least 1, got {value}. Change the option.")
 
 
 class BundleStages:
@@ -30,11 +58,13 @@ class BundleStages:
     Args:
         bundle: an opened bundle.
         options: how to load a stage.
+        buckets: size buckets that are kept.
     """
 
-    def __init__(self, bundle: Bundle, options: StageOptions) -> None:
+    def __init__(self, bundle: Bundle, options: StageOptions, *, buckets: int = 2) -> None:
         """Load the backend, and no stage yet."""
         self._bundle = bundle
+        self._kept = buckets
         self._backend = load_backend(bundle.manifest.target.backend)
         self._options = replace(options, bundle=bundle)
         self._plain: dict[str, StageRunner] = {}
@@ -54,7 +84,7 @@ class BundleStages:
         if bucket is not None:
             loaded = self._bucketed.setdefault(bucket, {})
             self._bucketed.move_to_end(bucket)
-            while len(self._bucketed) > _BUCKETS_KEPT:
+            while len(self._bucketed) > self._kept:
                 self._bucketed.popitem(last=False)
         if name not in loaded:
             path = self._bundle.stage_model(name, bucket)
@@ -64,36 +94,25 @@ class BundleStages:
 
 
 def load_pipeline(
-    bundle: Bundle, *, threads: int | None = None, stages: Stages | None = None
+    bundle: Bundle, options: LoadOptions | None = None, *, stages: Stages | None = None
 ) -> VisionLLMv2:
     """Put the parts of a bundle together. The decoder is loaded here, the others when needed.
 
     Args:
         bundle: an opened bundle.
-        threads: for each operator; None leaves it to the backend.
+        options: how to load it.
         stages: take these in place of the bundle's own (the parity gate runs the same pipeline on
-            the torch model).
+            the torch model). Memory is not planned then.
 
     Raises:
         BundleError: of another model family, or its parts do not fit together.
         BackendError: the backend or the decoder cannot be loaded.
+        MemoryLimitError: it needs more memory than the machine has free.
+        InputError: a larger context than the model has.
     """
     manifest = bundle.manifest
-    if manifest.family != FAMILY:
-        raise BundleError(
-            f"bundle '{bundle.root.name}': expected family '{FAMILY}', got '{manifest.family}'. "
-            "Use a version of visionllm-edge that knows this family."
-        )
-    if stages is None:
-        stages = BundleStages(bundle, StageOptions(threads=threads))
-    spec = manifest.tokenizer
-    tokenizer = Tokenizer.from_file(
-        bundle.file(spec.file),
-        controls=spec.controls,
-        bos=spec.bos,
-        eos=spec.eos,
-        space_after_control=spec.space_after_control,
-    )
+    _require_family(bundle, VISIONLLM_V2, "Ask it by LanguageModel, or `run --task text`.")
+    tokenizer = _tokenizer(bundle)
     links = SuperLink.from_bundle(bundle)
     unknown = {name for link in links for name in link.tokens} - set(tokenizer.control_ids)
     if unknown:
@@ -101,32 +120,88 @@ def load_pipeline(
             f"bundle '{bundle.root.name}': routing tokens {sorted(unknown)} have tables but no id "
             "in the manifest's tokenizer section. Compile the checkpoint again."
         )
+    vision, clip = manifest.vision(), manifest.preprocessing().clip
+    stages, session = _session(bundle, options or LoadOptions(), stages)
     return VisionLLMv2(
         stages=stages,
         tokenizer=tokenizer,
-        session=DecoderSession(
-            stages.get("llm_decoder"),
-            EmbeddingTable.from_bundle(bundle),
-            capacity=manifest.model.llm.max_positions,
-        ),
+        session=session,
         links=links,
         vision=VisionSettings(
-            image_size=manifest.model.vision.image_size,
-            tokens_per_tile=manifest.model.vision.tokens_per_tile,
-            max_tiles=manifest.model.vision.max_tiles,
-            mean=manifest.preprocess.clip.mean,
-            std=manifest.preprocess.clip.std,
+            image_size=vision.image_size,
+            tokens_per_tile=vision.tokens_per_tile,
+            max_tiles=vision.max_tiles,
+            mean=clip.mean,
+            std=clip.std,
         ),
         detector=_detector(bundle, stages),
         template=manifest.prompt.template,
     )
 
 
+def load_text_pipeline(
+    bundle: Bundle, options: LoadOptions | None = None, *, stages: Stages | None = None
+) -> TextPipeline:
+    """Put the parts of a language model together. Arguments and errors as :func:`load_pipeline`."""
+    _require_family(bundle, LLAMA, "Ask it by VisionLLM, or `run` with a picture.")
+    _, session = _session(bundle, options or LoadOptions(), stages)
+    return TextPipeline(
+        tokenizer=_tokenizer(bundle),
+        session=session,
+        template=bundle.manifest.prompt.template,
+        system=bundle.manifest.prompt.system,
+    )
+
+
+def _require_family(bundle: Bundle, family: str, hint: str) -> None:
+    found = bundle.manifest.family
+    if found != family:
+        raise BundleError(
+            f"bundle '{bundle.root.name}': expected family '{family}', got '{found}'. {hint}"
+        )
+
+
+def _tokenizer(bundle: Bundle) -> Tokenizer:
+    spec = bundle.manifest.tokenizer
+    return Tokenizer.from_file(
+        bundle.file(spec.file),
+        controls=spec.controls,
+        bos=spec.bos,
+        eos=spec.eos,
+        space_after_control=spec.space_after_control,
+    )
+
+
+def _session(
+    bundle: Bundle, options: LoadOptions, stages: Stages | None
+) -> tuple[Stages, DecoderSession]:
+    """The stages, and the decoder with as many caches as there is memory for."""
+    most = bundle.manifest.model.llm.max_positions
+    context = options.context or most
+    if context > most:
+        raise InputError(
+            f"context: expected at most {most} positions, which the model was made for, "
+            f"got {context}. Change the option."
+        )
+    caches = 1
+    if stages is None:
+        if bundle.manifest.target.backend == _HOST_BACKEND:
+            free = available_bytes()
+            plan = check_memory(bundle, context=context, buckets=options.buckets, available=free)
+            if free is not None and plan.total + plan.cache * (_CACHES - 1) <= free:
+                caches = _CACHES
+        stage_options = StageOptions(threads=options.threads)
+        stages = BundleStages(bundle, stage_options, buckets=options.buckets)
+    table = EmbeddingTable.from_bundle(bundle)
+    decoder = stages.get("llm_decoder")
+    return stages, DecoderSession(decoder, table, capacity=context, caches=caches)
+
+
 def _detector(bundle: Bundle, stages: Stages) -> Detector | None:
     spec = bundle.manifest.model.detector
     if spec is None:
         return None
-    normalization = bundle.manifest.preprocess.detector
+    normalization = bundle.manifest.preprocessing().detector
     missing = [name for name in _DETECTOR_STAGES if name not in bundle.manifest.stages]
     if missing or normalization is None:
         raise BundleError(

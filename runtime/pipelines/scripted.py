@@ -42,15 +42,14 @@ def hidden_of_groups(
     """
     sequence = pipeline.prompt((Turn(question, tuple(answer)),), picture)
     sequence.cut_after_last_group()
-    first = sequence.groups[0].position + 1
-    hidden = pipeline.session.run(sequence, hidden_from=first).hidden_sD
+    wanted = [
+        position
+        for group in sequence.groups
+        for position in range(group.position + 1, group.position + 1 + group.rows)
+    ]
+    hidden = pipeline.session.run(sequence, hidden=wanted).hidden_rD
     assert hidden is not None
-    return np.stack(
-        [
-            hidden[group.position + 1 - first : group.position + 1 + group.rows - first]
-            for group in sequence.groups
-        ]
-    )
+    return hidden.reshape(len(sequence.groups), -1, hidden.shape[-1])
 
 
 def find_scripted(

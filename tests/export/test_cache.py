@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -55,6 +57,50 @@ def test_other_damage(tmp_path: Path, damage: str) -> None:
     assert cache.get(KEY) is not None
 
 
+def test_work_outlives_an_interruption_and_goes_with_the_end(tmp_path: Path) -> None:
+    cache = StageCache(tmp_path)
+    with pytest.raises(KeyboardInterrupt), cache.working(KEY) as folder:
+        (folder / "layer_0").write_text("long work")
+        raise KeyboardInterrupt
+    with cache.working(KEY) as folder:
+        assert (folder / "layer_0").read_text() == "long work"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_work_leaves_no_folder(tmp_path: Path) -> None:
+    cache = StageCache(tmp_path)
+    with pytest.raises(ValueError), cache.working(KEY):
+        raise ValueError("nothing done")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_forgotten_work_is_removed(tmp_path: Path) -> None:
+    cache = StageCache(tmp_path)
+    for name, days in (("work-old", 15), ("work-recent", 3)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "layer_0").write_text("x")
+        then = time.time() - days * 24 * 3600
+        os.utime(tmp_path / name / "layer_0", (then, then))
+        os.utime(tmp_path / name, (then, then))
+    with cache.working(KEY):
+        assert {path.name for path in tmp_path.iterdir()} == {"work-recent", f"work-{KEY}"}
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    cache = StageCache(tmp_path)
+    (tmp_path / ".partial-dead").mkdir()
+    with cache.writing(KEY) as running:
+        with cache.writing("b" * 64) as other:
+            # The lock of the outer block protects it.
+            assert running.is_dir() and other.is_dir()
+        assert not (tmp_path / ".partial-dead").exists()
+
+
+def test_the_decoder_has_source_of_its_own() -> None:
+    assert key_of({"stage": "x"}) != key_of({"stage": "x"}, llm=True)
+    assert key_of({"stage": "x"}, llm=True) == key_of({"stage": "x"}, llm=True)
+
+
 def test_an_interruption_leaves_no_entry(tmp_path: Path) -> None:
     cache = StageCache(tmp_path)
     with pytest.raises(KeyboardInterrupt), cache.writing(KEY) as folder:
@@ -77,7 +123,7 @@ def test_key_depends_on_parts_source_and_versions(monkeypatch: pytest.MonkeyPatc
     assert first == key_of(dict(reversed(parts.items())))
     assert first != key_of({**parts, "weights": "sha256:2"})
     with monkeypatch.context() as patch:
-        patch.setattr(cache_module, "_source_digest", lambda: "changed")
+        patch.setattr(cache_module, "_source_digest", lambda llm: "changed")
         assert key_of(parts) != first
     with monkeypatch.context() as patch:
         patch.setattr(cache_module, "package_versions", lambda: {"torch": "0"})

@@ -26,10 +26,12 @@ def test_the_plan_of_an_older_device_with_a_comparison(tiny_bundle: Path) -> Non
     assert "backend   TensorRT 10.3" in text
     assert "proof     not run" in text
     assert "graph llm_decoder\n  precision fp16, opset 20," in text
-    assert "4 CachedAttention as cached_attention: explicit mask" in text
+    refused = "tensor_scatter refused: TensorRT 10.3 has no TensorScatter"
+    assert f"4 CachedAttention as cached_attention: {refused}; explicit mask" in text
     assert "2 MultiScaleDeformableAttention as plugin" in text
-    assert "in        past_key_values.0.key float16 [1, 3, C, 32] and 7 alike" in text
-    assert "profile   decode: inputs_embeds 1x1x192 .. 1x1x192 .. 1x5x192" in text
+    assert "in        past_key_values.0.key float16 [1, 3, 1024, 32] and 7 alike" in text
+    assert "profile   prefill: hidden_rows 1 .. 1 .. 1024" in text
+    assert "profile   decode: inputs_embeds 1x1x192 .. 1x1x192 .. 1x9x192" in text
     assert "check     operators, opset and GridSample: taken by TensorRT 10.3" in text
     assert text.count("numbers in ONNX Runtime: right") == 4
     assert text.count("numbers: cannot run here, the plugin's function is stripped") == 2

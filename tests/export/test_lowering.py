@@ -12,7 +12,15 @@ from tests.export.passes.graphs import op_list
 from tests.export.passes.msda import msda_model
 from tests.plugins.cached_attention.cases import one_node_model
 from tests.plugins.ms_deform_attn.test_ms_deform_attn import make_inputs
-from visionllm_edge.export.lowering import FORMS, KEPT, TABLE, forms_for, lower, lowered_ports
+from visionllm_edge.export.lowering import (
+    CAPACITY,
+    FORMS,
+    KEPT,
+    TABLE,
+    forms_for,
+    lower,
+    lowered_ports,
+)
 from visionllm_edge.plugins.registry import SEMANTIC_OPS
 from visionllm_edge.plugins.semantic_op import DOMAIN
 from visionllm_edge.runtime.backends import BACKENDS
@@ -35,23 +43,32 @@ def _sampling() -> ir.Model:
     return msda_model(make_inputs([(4, 3), (2, 2)]))
 
 
-def test_the_preferred_form_and_its_report() -> None:
+def test_the_form_of_a_kernel_keeps_the_node_and_takes_the_best_function() -> None:
     model = _attention(depth=16)
     (entry,) = lower(model, CPU)
-    assert entry.op == "CachedAttention"
-    assert entry.form == "group_query_attention"
-    assert entry.reason == "ONNX Runtime's operator updates the cache in place"
-    assert "GroupQueryAttention" in op_list(model)
-    assert not model.functions
+    assert (entry.op, entry.form) == ("CachedAttention", "cpu_kernel")
+    assert entry.reason == "our kernel where its library is there, else the function of the file"
+    assert op_list(model) == ["CachedAttention"]
+    (body,) = model.functions.values()
+    assert "GroupQueryAttention" in [node.op_type for node in body]
+    # Heads that ONNX Runtime's operator does not take keep the function of standard operators.
+    narrow = _attention(depth=8)
+    lower(narrow, CPU)
+    (body,) = narrow.functions.values()
+    assert "GroupQueryAttention" not in [node.op_type for node in body]
 
 
 def test_a_refused_form_is_named_in_the_report() -> None:
+    prefer = {"CachedAttention": "group_query_attention"}
     model = _attention(depth=8)
-    (entry,) = lower(model, CPU)
-    assert entry.form == "function"
+    (entry,) = lower(model, CPU, prefer=prefer)
+    assert entry.form == "cpu_kernel"
     assert entry.reason.startswith("group_query_attention refused: head size 8")
-    assert op_list(model) == ["CachedAttention"]
-    assert (DOMAIN, "CachedAttention", "") in model.functions
+    wide = _attention(depth=16)
+    (entry,) = lower(wide, CPU, prefer=prefer)
+    assert entry.reason == "ONNX Runtime's operator updates the cache in place"
+    assert "GroupQueryAttention" in op_list(wide)
+    assert not wide.functions
 
 
 def test_a_node_without_any_form_is_refused() -> None:
@@ -135,6 +152,41 @@ def test_the_cache_goes_with_an_explicit_mask_at_the_opset_of_the_release(
     assert not {"Attention", "TensorScatter", "CastLike"} & set(ops)
 
 
+@pytest.mark.parametrize(
+    ("target", "form", "opset", "reason"),
+    [
+        ("rtx-ada", "tensor_scatter", 24, "explicit mask; the release updates the cache in place"),
+        (
+            "jetson-orin-jp6",
+            "cached_attention",
+            20,
+            "tensor_scatter refused: TensorRT 10.3 has no ",
+        ),
+    ],
+)
+def test_a_cache_of_known_capacity_is_updated_in_place_where_the_release_can(
+    target: str, form: str, opset: int, reason: str
+) -> None:
+    model = _attention(depth=8)
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        if (value.name or "").startswith(("past_k", "past_v", "present")):
+            assert value.shape is not None
+            value.shape = ir.Shape([1, 2, CAPACITY, 8])
+    (entry,) = lower(model, TARGETS[target], precision="fp32", capacity=80)
+    assert (entry.form, model.graph.opset_imports[""]) == (form, opset)
+    assert entry.reason.startswith(reason)
+    assert ("TensorScatter" in op_list(model)) is (form == "tensor_scatter")
+    cache = next(value for value in model.graph.inputs if value.name == "past_key")
+    assert list(cache.shape or ()) == [1, 2, 80, 8]
+
+
+def test_a_form_can_be_asked_for() -> None:
+    model = _attention(depth=8)
+    (entry,) = lower(model, ORIN, precision="fp32", prefer={"CachedAttention": "concat"})
+    assert entry.form == "concat"
+    assert op_list(model).count("ScatterND") == 2
+
+
 def test_the_planted_mode_slip_is_refused_on_the_way() -> None:
     model = _sampling()
     (function,) = model.functions.values()
@@ -185,9 +237,10 @@ def test_only_the_cache_takes_the_half_type(precision: str, kind: str) -> None:
             *(Port(f"present.0.{k}", "float32", s) for k, s in cache.items()),
         ),
     )
-    lowered = lowered_ports(ports, precision)
+    lowered = lowered_ports(ports, ORIN, precision)
     assert [port.dtype for port in lowered.inputs] == ["float32", "int64", kind]
     assert [port.dtype for port in lowered.outputs] == ["float32", kind]
+    assert lowered_ports(ports, CPU, precision) == ports
 
 
 def test_the_lowered_cache_has_the_half_type() -> None:

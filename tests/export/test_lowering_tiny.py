@@ -66,6 +66,22 @@ def _digest(model: ir.Model, precision: str) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
+def _rows(golden: Golden) -> int | None:
+    """A capacity of the cache that is larger than the golden run's, where it has one."""
+    rows = [array.shape[2] for name, array in golden.inputs.items() if name.startswith("past_key")]
+    return max(rows) + 16 if rows else None
+
+
+def _forms(target: Target, plugins: bool) -> dict[str, str]:
+    operators = target.release.operators or frozenset()
+    return {
+        "CachedAttention": "tensor_scatter" if "TensorScatter" in operators else "cached_attention",
+        "GatedSilu": "inline",
+        "GridSamplePromptPool": "plugin" if plugins else "inline",
+        "MultiScaleDeformableAttention": "plugin" if plugins else "gather",
+    }
+
+
 def _plugin_nodes(model: ir.Model, target: Target) -> list[ir.Node]:
     return [
         n for n in model.graph if n.domain == DOMAIN and "plugin" in forms_for(n.op_type, target)
@@ -82,9 +98,11 @@ def test_every_stage_lowers_and_passes_the_gate(
         model = load_canonical(bundle, stage, expected.bucket)
         if plugins and not _plugin_nodes(model, target):
             continue
-        forms = {entry.form for entry in lower(model, target, precision=precision, plugins=plugins)}
-        assert forms <= ({"plugin", "cached_attention"} if plugins else
-                         {"gather", "cached_attention"})  # fmt: skip
+        entries = lower(
+            model, target, precision=precision, plugins=plugins, capacity=_rows(expected)
+        )
+        forms = {entry.op: entry.form for entry in entries}
+        assert forms.items() <= _forms(target, plugins).items()
         bodies = {function.name for function in model.functions.values()}
         ours = {node.op_type for node in model.graph if node.domain == DOMAIN}
         if ours - bodies:
@@ -132,7 +150,7 @@ def test_a_wrong_causal_mask_is_refused(
     wrong.outputs[0].name, wrong.outputs[0].type = "upper_left", own.type
     model.graph.insert_before(compare, wrong)
     compare.replace_input_with(1, wrong.outputs[0])
-    with pytest.raises(ParityError, match="'llm_decoder': output 'logits' is wrong"):
+    with pytest.raises(ParityError, match=r"'llm_decoder': output '.*' is wrong"):
         check_lowered(model, golden["llm_decoder"], precision=precision)
 
 

@@ -18,7 +18,9 @@ def row(port: OpPort) -> str:
     return f"| {port.name} | [{shape}] | {types} |"
 
 
-@pytest.mark.parametrize("name", ["MultiScaleDeformableAttention", "GridSamplePromptPool"])
+@pytest.mark.parametrize(
+    "name", ["MultiScaleDeformableAttention", "GridSamplePromptPool", "QuantizedLinear"]
+)
 def test_the_type_table_is_that_of_the_specification(name: str) -> None:
     op = SEMANTIC_OPS[name]
     text = (PLUGINS / op.module.rpartition(".")[2] / "README.md").read_text(encoding="utf-8")

@@ -18,6 +18,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
 from visionllm_edge.runtime.llm import DecoderSession, EmbeddingTable, SuperLink
 from visionllm_edge.runtime.pipelines.detector import Detector, DetectorSettings
+from visionllm_edge.runtime.pipelines.text import TextPipeline
 from visionllm_edge.runtime.pipelines.visionllm_v2 import VisionLLMv2, VisionSettings
 from visionllm_edge.runtime.ports import StagePorts
 from visionllm_edge.runtime.prompts import Segment, Text
@@ -35,8 +36,9 @@ LAYERS = 2
 QUERIES = 6
 
 
-def toy_tokenizer() -> Tokenizer:
-    """Letters and bytes; no merges, so that every text has one encoding."""
+def toy_tokenizer(*more: str) -> Tokenizer:
+    """Letters and bytes; no merges, so that every text has one encoding. ``more`` are controls."""
+    names = (*CONTROLS, *more)
     vocab = {"<unk>": 0, "<s>": 1, "</s>": 2}
     letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,:?!'<>/[]_" + BLANK
     for piece in [f"<0x{i:02X}>" for i in range(256)] + list(letters):
@@ -53,9 +55,9 @@ def toy_tokenizer() -> Tokenizer:
     )
     whole.add_special_tokens([AddedToken("</s>", normalized=False)])
     whole.add_special_tokens(
-        [AddedToken(t, lstrip=True, rstrip=True, normalized=False) for t in CONTROLS]
+        [AddedToken(t, lstrip=True, rstrip=True, normalized=False) for t in names]
     )
-    controls = {name: int(whole.token_to_id(name) or 0) for name in CONTROLS}
+    controls = {name: int(whole.token_to_id(name) or 0) for name in names}
     return Tokenizer(whole.to_str(), controls=controls, bos=1, eos=2, space_after_control=False)
 
 
@@ -81,7 +83,7 @@ class ToyCache:
 
 
 class ToyDecoder:
-    """A small causal transformer. ``log`` holds (past_length, s) of every run."""
+    """A small causal transformer. ``log`` holds (past_length, s) of every run, ``rows`` (r, l)."""
 
     def __init__(self, table: Float, tokenizer: Tokenizer) -> None:
         rng = np.random.default_rng(5)
@@ -89,6 +91,8 @@ class ToyDecoder:
         self.table = table
         self.tokenizer = tokenizer
         self.log: list[tuple[int, int]] = []
+        self.rows: list[tuple[int, int]] = []
+        self.caches = 0
         self.replies: dict[str, Sequence[int]] = {}
         self.fail = False
 
@@ -103,13 +107,19 @@ class ToyDecoder:
         raise AssertionError("the session keeps a cache")
 
     def new_cache(self, capacity: int) -> ToyCache:
+        self.caches += 1
         return ToyCache(capacity)
 
     def run_with_cache(self, inputs: Mapping[str, Any], cache: Any) -> dict[str, Any]:
         x = inputs["inputs_embeds"][0]
         (start,) = inputs["past_length"]
         total = start + len(x)
+        hidden_rows, logit_rows = inputs["hidden_rows"], inputs["logit_rows"]
+        assert hidden_rows.dtype == logit_rows.dtype == np.int64
+        assert len(hidden_rows) >= 1 and hidden_rows.min() >= 0 and hidden_rows.max() < len(x)
+        assert len(logit_rows) >= 1 and 0 <= logit_rows.min() < len(hidden_rows)
         self.log.append((int(start), len(x)))
+        self.rows.append((len(hidden_rows), len(logit_rows)))
         assert x.dtype == np.float32 and total <= cache.capacity
         cache.inputs[start:total] = x
         if self.fail:
@@ -130,10 +140,12 @@ class ToyDecoder:
             weights /= weights.sum(axis=1, keepdims=True)
             x = x + np.tanh(weights @ cache.arrays[f"{layer}.value"][:total] @ out)
         hidden = (x / np.sqrt((x**2).mean(axis=1, keepdims=True) + 1e-5)).astype(np.float32)
-        logits = (hidden[-1] @ self.table.T).astype(np.float32)
+        hidden = hidden[hidden_rows]
+        logits = (hidden[logit_rows] @ self.table.T).astype(np.float32)
         if self.replies:
-            logits[self._scripted(cache.inputs[:total])] = 1e4
-        return {"logits": logits[None], "hidden": hidden[None]}
+            for row, scores in zip(hidden_rows[logit_rows], logits, strict=True):
+                scores[self._scripted(cache.inputs[: start + row + 1])] = 1e4
+        return {"logits": logits, "hidden": hidden[None]}
 
     def _scripted(self, inputs: Float) -> int:
         """The next id of the reply to the last question in the cache."""
@@ -239,9 +251,11 @@ class ToyStages:
 class Toy:
     """A pipeline over toy stages, with everything a test wants to look at."""
 
-    def __init__(self, capacity: int = 1200, max_text_len: int = 256) -> None:
+    def __init__(
+        self, capacity: int = 1200, max_text_len: int = 256, tokenizer: Tokenizer | None = None
+    ) -> None:
         rng = np.random.default_rng(0)
-        self.tokenizer = toy_tokenizer()
+        self.tokenizer = tokenizer or toy_tokenizer()
         self.table = rng.normal(0, 1, (self.tokenizer.size, DIM)).astype(np.float32)
 
         def link(name: str, tokens: tuple[str, ...], rows: int, decoder: str) -> SuperLink:
@@ -285,8 +299,17 @@ class Toy:
             template="vicuna_v1",
         )
 
-    def new_session(self, capacity: int = 1200) -> DecoderSession:
-        return DecoderSession(self.decoder, EmbeddingTable(self.table), capacity=capacity)
+    def text_pipeline(self, capacity: int = 1200) -> TextPipeline:
+        """The language model alone."""
+        session = self.new_session(capacity)
+        return TextPipeline(tokenizer=self.tokenizer, session=session, template="vicuna_v1")
+
+    def new_session(
+        self, capacity: int = 1200, caches: int = 1, rows: int = 1200
+    ) -> DecoderSession:
+        """Every prompt takes one run; its words are letters here, so it is long."""
+        table = EmbeddingTable(self.table)
+        return DecoderSession(self.decoder, table, capacity=capacity, caches=caches, rows=rows)
 
     def reply(self, question: str, answer: Sequence[Segment]) -> None:
         """What the model says when the last question contains this text."""
@@ -297,6 +320,11 @@ class Toy:
 
     def calls(self, stage: str) -> int:
         return len(self.stages.stages[stage].calls)
+
+
+@pytest.fixture
+def make_tokenizer() -> Callable[..., Tokenizer]:
+    return toy_tokenizer
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from visionllm_edge.runtime.errors import BundleError
 from visionllm_edge.runtime.manifest import Manifest, check_relative
 from visionllm_edge.runtime.ports import Port
 
+LLM_EXAMPLE = json.loads((Path(__file__).parent / "manifest_llm_example.json").read_text())
 EXAMPLE = json.loads((Path(__file__).parent / "manifest_example.json").read_text())
 FILES = (
     "stages/vision_encoder.onnx",
@@ -46,7 +47,7 @@ def test_fields_have_their_types(content: dict[str, Any]) -> None:
     assert stage.ports("det_backbone").stage == "det_backbone"
     assert manifest.model.superlink["gen"].table is None
     assert manifest.model.detector is not None and manifest.model.detector.max_text_len == 256
-    assert manifest.preprocess.clip.std == (0.25, 0.25, 0.25)
+    assert manifest.preprocessing().clip.std == (0.25, 0.25, 0.25)
     assert manifest.tokenizer.controls["[DET]"] == 258
 
 
@@ -54,7 +55,53 @@ def test_a_bundle_without_detector_is_fine(content: dict[str, Any]) -> None:
     del content["model"]["detector"], content["preprocess"]["detector"]
     del content["stages"]["det_backbone"]
     manifest = Manifest.from_dict(content)
-    assert manifest.model.detector is None and manifest.preprocess.detector is None
+    assert manifest.model.detector is None and manifest.preprocessing().detector is None
+
+
+@pytest.fixture
+def llm_content() -> dict[str, Any]:
+    """The manifest of a language model alone, as JSON."""
+    names = ("stages/llm_decoder.onnx", "tables/embed_tokens.npy", "tokenizer/tokenizer.json")
+    files = {name: {"size": 1, "sha256": "0" * 64} for name in names}
+    return {**copy.deepcopy(LLM_EXAMPLE), "files": files}
+
+
+def test_a_language_model_alone(llm_content: dict[str, Any]) -> None:
+    manifest = Manifest.from_dict(llm_content)
+    assert json.loads(json.dumps(manifest.to_dict())) == llm_content
+    llm = manifest.model.llm
+    assert (llm.precision, llm.block_size, llm.cache) == ("int4-awq", 32, "float16")
+    for ask in (manifest.vision, manifest.preprocessing):
+        with pytest.raises(BundleError, match="a language model alone"):
+            ask()
+
+
+def test_the_precision_of_the_language_model_has_defaults(content: dict[str, Any]) -> None:
+    for name in ("precision", "block_size", "cache"):
+        del content["model"]["llm"][name]
+    llm = Manifest.from_dict(content).model.llm
+    assert (llm.precision, llm.block_size, llm.cache) == ("fp32", 0, "float32")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("family", "visionllm_v2", "'model.vision' expected a value in a bundle of family"),
+        ("model/vision", EXAMPLE["model"]["vision"], "'model.vision' expected none"),
+        ("preprocess", EXAMPLE["preprocess"], "'preprocess' expected none"),
+        ("model/llm/precision", "int3", "precision expected fp32, int8, int4, int4-awq"),
+        ("model/llm/precision", "fp32", "block_size expected 0 for fp32"),
+        ("model/llm/block_size", 0, "a positive number for every other precision, got 0"),
+        ("model/llm/cache", "int8", "cache expected float32 or float16, got 'int8'"),
+    ],
+)
+def test_refusals_of_a_language_model(
+    llm_content: dict[str, Any], path: str, value: object, message: str
+) -> None:
+    changed(path, value)(llm_content)
+    with pytest.raises(BundleError) as refusal:
+        Manifest.from_dict(llm_content)
+    assert message in str(refusal.value)
 
 
 def changed(path: str, value: object) -> Callable[[dict[str, Any]], None]:
@@ -79,11 +126,13 @@ DELETE = object()
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("schema", 1, "expected schema 2, which this version reads, got 1"),
+        ("schema", 2, "expected schema 3, which this version reads, got 2"),
         ("schema", True, "got True"),
         ("schema", DELETE, "got None"),
         ("family", DELETE, "'family' is missing"),
         ("family", "", "'family' expected a text"),
+        ("family", "gemma", "'family' expected visionllm_v2 or llama, got 'gemma'"),
+        ("preprocess", DELETE, "'preprocess' expected a value in a bundle of family"),
         ("famly", "x", "'famly' is not a known field"),
         ("model/llm/head_dim", "4", "'model.llm.head_dim' expected an integer, got str"),
         ("model/llm/head_dim", 0, "'model.llm.head_dim' expected a positive integer"),

@@ -27,7 +27,10 @@ GROUPED = LlmConfig(
     max_position_embeddings=128,
 )
 PLAIN = dataclasses.replace(GROUPED, num_key_value_heads=6, rope_theta=10000.0)
-CONFIGS = pytest.mark.parametrize("config", [GROUPED, PLAIN], ids=["grouped", "plain"])
+WIDE = dataclasses.replace(GROUPED, head_dim=16)  # the heads are wider than the hidden width
+CONFIGS = pytest.mark.parametrize(
+    "config", [GROUPED, PLAIN, WIDE], ids=["grouped", "plain", "wide"]
+)
 
 
 def make(config: LlmConfig) -> Llama:
@@ -47,6 +50,7 @@ def theirs(llama: Llama) -> Any:
             num_hidden_layers=config.num_hidden_layers,
             num_attention_heads=config.num_attention_heads,
             num_key_value_heads=config.num_key_value_heads,
+            head_dim=config.head_dim,
             rms_norm_eps=config.rms_norm_eps,
             rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
             max_position_embeddings=config.max_position_embeddings,
@@ -56,6 +60,9 @@ def theirs(llama: Llama) -> Any:
     )
     model.load_state_dict(llama.state_dict())
     return model.eval()
+
+
+LAST = torch.tensor([-1]), torch.tensor([0])
 
 
 def rows(count: int, batch: int = 1) -> Tensor:
@@ -120,24 +127,27 @@ def test_cached_steps_equal_transformers(config: LlmConfig, steps: tuple[int, ..
     for length in steps:
         end = start + length
         before = [t.clone() for t in past]
-        out = llama(embeds[:, start:end], torch.tensor([start]), *past)
-        assert out[0].shape == (1, config.vocab_size)
-        torch.testing.assert_close(out[0], logits[:, end - 1], atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(out[1], hidden[:, start:end], atol=1e-4, rtol=1e-4)
+        # Some rows, the last one first; the logits of some of these.
+        rows_ = torch.arange(length - 1, -1, -2)
+        scored = torch.tensor([0, len(rows_) - 1])
+        out = llama(embeds[:, start:end], torch.tensor([start]), rows_, scored, *past)
+        assert out[0].shape == (2, config.vocab_size)
+        torch.testing.assert_close(out[0], logits[0, start + rows_[scored]], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(out[1], hidden[:, start + rows_], atol=1e-4, rtol=1e-4)
         past = list(out[2:])
         for new, old in zip(past, before, strict=True):
             assert torch.equal(new[:, :, :start], old[:, :, :start])
             assert new[:, :, end:].isnan().all()
             assert not new[:, :, :end].isnan().any()
         start = end
-    whole = llama.teacher_forced(embeds)
-    torch.testing.assert_close(out[1], whole[:, start - steps[-1] :], atol=1e-4, rtol=1e-4)
+    whole = llama.teacher_forced(embeds)[:, start - steps[-1] :]
+    torch.testing.assert_close(out[1], whole[:, rows_], atol=1e-4, rtol=1e-4)
 
 
 @torch.no_grad()
 def test_cache_holds_keys_before_values_layer_by_layer() -> None:
     llama, embeds = make(GROUPED), rows(3)
-    out = llama(embeds, torch.tensor([0]), *cache(GROUPED, 8, 0.0))
+    out = llama(embeds, torch.tensor([0]), *LAST, *cache(GROUPED, 8, 0.0))
     layer = llama.model.layers[0]
     values = layer.self_attn.v_proj(layer.input_layernorm(embeds))
     split = values.view(1, 3, 2, 8).transpose(1, 2)
@@ -151,14 +161,14 @@ def test_cache_holds_keys_before_values_layer_by_layer() -> None:
 def test_a_full_cache_is_refused() -> None:
     llama = make(GROUPED)
     with pytest.raises(ValueError, match=r"30 cached \+ 3 new rows exceed the cache's 32 rows"):
-        llama(rows(3), torch.tensor([30]), *cache(GROUPED, 32, 0.0))
+        llama(rows(3), torch.tensor([30]), *LAST, *cache(GROUPED, 32, 0.0))
 
 
 def test_positions_without_a_rotation_are_refused() -> None:
     # One row of the table is left: it must not be broadcast over five rows.
     llama = make(GROUPED)
     with pytest.raises(ValueError, match=r"position 131 .* 128 positions"):
-        llama(rows(5), torch.tensor([127]), *cache(GROUPED, 200, 0.0))
+        llama(rows(5), torch.tensor([127]), *LAST, *cache(GROUPED, 200, 0.0))
 
 
 def _interleaved(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from tests.plugins.cached_attention.cases import (
 from visionllm_edge.export.passes.drop_dead_code import drop_dead_code
 from visionllm_edge.export.passes.lower_cached_attention_to_gqa import (
     lower_cached_attention_to_gqa,
+    write_gqa_function,
 )
 from visionllm_edge.plugins.semantic_op import DOMAIN
 
@@ -107,7 +108,40 @@ def test_refusals_leave_the_node_alone(batch: int | None, depth: int | None, rea
     proto = one_node_model(heads=4, kv_heads=2, scale=SCALE, batch=batch, depth=depth)
     model = ir.serde.deserialize_model(proto)
     (node,) = model.graph
-    refusal = lower_cached_attention_to_gqa(model, node)
-    assert refusal is not None
-    assert reason in refusal
-    assert op_list(model) == ["CachedAttention"]
+    (function,) = model.functions.values()
+    for lower in (lower_cached_attention_to_gqa, write_gqa_function):
+        refusal = lower(model, node)
+        assert refusal is not None
+        assert reason in refusal
+        assert op_list(model) == ["CachedAttention"]
+        assert list(model.functions.values()) == [function]
+
+
+def test_a_cache_of_another_type_is_refused() -> None:
+    proto = one_node_model(heads=4, kv_heads=2, scale=SCALE, batch=1, depth=16, combination=3)
+    (node,) = (model := ir.serde.deserialize_model(proto)).graph
+    for lower in (lower_cached_attention_to_gqa, write_gqa_function):
+        assert lower(model, node) == "the cache is FLOAT16, the new rows are FLOAT"
+
+
+@pytest.mark.parametrize("in_place", [False, True], ids=["copied cache", "shared cache"])
+def test_the_operator_as_the_body_of_the_function(in_place: bool) -> None:
+    proto = one_node_model(heads=6, kv_heads=2, scale=SCALE, batch=1, depth=16)
+    (node,) = (model := ir.serde.deserialize_model(proto)).graph
+    assert write_gqa_function(model, node) is None
+    (function,) = model.functions.values()
+    assert write_gqa_function(model, node) is None
+    assert list(model.functions.values()) == [function], "written once for all nodes"
+    lowered = ir.serde.serialize_model(model)
+    session = ort.InferenceSession(lowered.SerializeToString(), providers=["CPUExecutionProvider"])
+    inputs = make_inputs(13, 5, heads=6, kv_heads=2, depth=16)
+    expected = reference(inputs, num_heads=6, kv_num_heads=2, scale=SCALE)
+    attention, *_ = run_session(session, inputs, in_place=in_place)
+    np.testing.assert_allclose(attention, expected[0], atol=5e-6)
+
+
+def test_without_a_body_there_is_nothing_to_write() -> None:
+    proto = one_node_model(heads=6, kv_heads=2, scale=SCALE, batch=1, depth=16)
+    (node,) = (model := ir.serde.deserialize_model(proto)).graph
+    model.functions.clear()
+    assert write_gqa_function(model, node) == "the model holds no function body for it"

@@ -35,6 +35,36 @@ def test_function_equals_reference(heads: int, kv_heads: int, opset: int, in_pla
             np.testing.assert_allclose(got, want, atol=3e-6, err_msg=f"{start}+{length}")
 
 
+@pytest.mark.parametrize("in_place", [False, True], ids=["copied cache", "shared cache"])
+@pytest.mark.parametrize("writing", ["scatter_nd", "concat"])
+def test_function_with_a_narrower_cache_equals_reference(writing: str, in_place: bool) -> None:
+    model = one_node_model(heads=6, kv_heads=2, scale=0.3, combination=3, writing=writing)
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    for start, length in STEPS:
+        inputs = make_inputs(start, length, heads=6, kv_heads=2, cache=np.float16)
+        attention, keys, values = reference(inputs, num_heads=6, kv_num_heads=2, scale=0.3)
+        results = run_session(session, inputs, in_place=in_place)
+        assert keys.dtype == results[1].dtype == np.float16
+        # Attention reads what the cache holds, so the rounding is in both; ties may fall apart.
+        np.testing.assert_allclose(results[0], attention, atol=1e-3, err_msg=f"{start}+{length}")
+        np.testing.assert_allclose(results[1], keys, rtol=1e-3, atol=1e-6)
+        np.testing.assert_array_equal(results[2], values)
+
+
+@pytest.mark.parametrize("in_place", [False, True], ids=["copied cache", "shared cache"])
+def test_function_as_group_query_attention_equals_reference(in_place: bool) -> None:
+    model = one_node_model(heads=6, kv_heads=2, scale=0.3, batch=1, depth=16, contrib=True)
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    for start, length in STEPS:
+        inputs = make_inputs(start, length, heads=6, kv_heads=2, depth=16)
+        expected = reference(inputs, num_heads=6, kv_num_heads=2, scale=0.3)
+        results = run_session(session, inputs, in_place=in_place)
+        end = start + length
+        np.testing.assert_allclose(results[0], expected[0], atol=5e-6, err_msg=f"{start}+{length}")
+        for got, want in zip(results[1:], expected[1:], strict=True):
+            np.testing.assert_allclose(got[:, :, :end], want[:, :, :end], atol=3e-6)
+
+
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2)])
 def test_torch_form_equals_reference(heads: int, kv_heads: int) -> None:
     for start, length in STEPS:

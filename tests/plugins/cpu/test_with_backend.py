@@ -14,14 +14,14 @@ from visionllm_edge.export.check_lowered import Golden
 from visionllm_edge.export.verify import verify_bundle
 from visionllm_edge.plugins.cpu.library import SWITCH
 from visionllm_edge.runtime.backends import StageOptions, load_backend
-from visionllm_edge.runtime.backends import onnxruntime_cpu as backend
+from visionllm_edge.runtime.backends import onnxruntime_options as backend
 from visionllm_edge.runtime.bundle import Bundle
 from visionllm_edge.runtime.errors import BackendError, ParityError
 
 
 @pytest.fixture(autouse=True)
 def fresh_log_lines() -> None:
-    backend._say_once.cache_clear()
+    backend.say_once.cache_clear()
 
 
 @pytest.fixture
@@ -75,8 +75,8 @@ def test_without_a_library_the_functions_run(
 ) -> None:
     monkeypatch.setattr(backend, "find_library", lambda: None)
     with caplog.at_level(logging.INFO, logger="visionllm_edge"):
-        backend._session_options(StageOptions())
-        backend._session_options(StageOptions())
+        backend.session_options(StageOptions())
+        backend.session_options(StageOptions())
     assert [r.getMessage() for r in caplog.records if "as ONNX functions" in r.getMessage()] == [
         record.getMessage() for record in caplog.records
     ]
@@ -90,7 +90,7 @@ def test_a_library_that_cannot_be_used_is_said_and_left_out(
     broken.write_bytes(b"not a library")
     monkeypatch.setattr(backend, "find_library", lambda: broken)
     with caplog.at_level(logging.INFO, logger="visionllm_edge"):
-        backend._session_options(StageOptions())
+        backend.session_options(StageOptions())
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "as ONNX functions: _kernels.so cannot be used" in caplog.text
 
@@ -102,9 +102,9 @@ def test_switches_that_mean_nothing_are_refused(
     with pytest.raises(
         BackendError, match=r"expected 0 \(off\) or 1 \(on, the default\), got 'no'"
     ):
-        backend._session_options(StageOptions())
+        backend.session_options(StageOptions())
     monkeypatch.delenv(SWITCH)
     request.getfixturevalue("use_library")
     monkeypatch.setenv("VISIONLLM_EDGE_CPU_ISA", "mmx")
-    with pytest.raises(BackendError, match="expected avx512, avx2 or portable"):
-        backend._session_options(StageOptions())
+    with pytest.raises(BackendError, match="expected avx512vnni, avx512, avx2 or portable"):
+        backend.session_options(StageOptions())

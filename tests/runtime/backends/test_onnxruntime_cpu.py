@@ -328,6 +328,66 @@ def test_two_caches_do_not_meet(decoder: OnnxRuntimeStage) -> None:
     assert np.array_equal(first.array(name)[:, :, 3:4], new_rows(1, 3))
 
 
+@pytest.fixture
+def plain_decoder(tmp_path: Path) -> OnnxRuntimeStage:
+    """Adds its rows to every row of the cache: every shape follows from the inputs."""
+    ports = StagePorts("llm_decoder", DECODER.inputs, DECODER.outputs[:3])
+    make = helper.make_node
+    nodes = [
+        make("Constant", [], ["row_axis"], value_ints=[2]),
+        make("ReduceSum", ["rows", "row_axis"], ["sum"], keepdims=1),
+        make("Cast", ["past_length"], ["past"], to=FLOAT),
+        make("Add", ["sum", "past"], ["shifted"]),
+        make("Add", ["past_key_values.0.key", "shifted"], ["present.0.key"]),
+        make("Add", ["past_key_values.0.value", "shifted"], ["present.0.value"]),
+        make("Squeeze", ["shifted", "row_axis"], ["total"]),
+    ]
+    return load(save(tmp_path / "plain.onnx", nodes, ports), ports)
+
+
+def test_steps_of_one_shape_use_one_binding(plain_decoder: OnnxRuntimeStage) -> None:
+    cache, other = plain_decoder.new_cache(CAPACITY), plain_decoder.new_cache(CAPACITY)
+    key = cache.array("past_key_values.0.key")
+    expected = np.zeros(DH, np.float32)
+    for turn, s in enumerate((20, 1, 1, 1, 5, 5, 1, 1)):
+        rows = new_rows(s, turn)
+        given = step(turn, rows)
+        out = plain_decoder.run_with_cache(given, cache)
+        rows.fill(np.nan)  # a caller may do what it likes with its arrays
+        added = new_rows(s, turn).sum(axis=(0, 1, 2)) + turn
+        expected += added
+        np.testing.assert_allclose(out["total"][0, 0], added, rtol=1e-5)
+        np.testing.assert_allclose(key[0, 0, CAPACITY - 1], expected, rtol=1e-5)
+        # A run on another cache in between changes neither.
+        between = plain_decoder.run_with_cache(step(0, new_rows(s, 99)), other)
+        np.testing.assert_allclose(
+            between["total"][0, 0], new_rows(s, 99).sum(axis=(0, 1, 2)), rtol=1e-5
+        )
+    before = plain_decoder._bindings[cache].step
+    plain_decoder.run_with_cache(step(0, new_rows(1)), cache)
+    assert before is not None and plain_decoder._bindings[cache].step is before
+
+
+def test_what_a_step_may_not_take_is_refused_after_it_was_bound(
+    plain_decoder: OnnxRuntimeStage,
+) -> None:
+    cache = plain_decoder.new_cache(CAPACITY)
+    good = step(0, new_rows(1))
+    plain_decoder.run_with_cache(good, cache)
+    for bad in (
+        {**good, "rows": good["rows"].astype(np.float64)},
+        {**good, "rows": good["rows"][..., :4]},
+        {"rows": good["rows"]},
+        {**good, "more": good["rows"]},
+    ):
+        with pytest.raises(BackendError):
+            plain_decoder.run_with_cache(bad, cache)
+    # Its own output is an input like any other.
+    out = plain_decoder.run_with_cache(good, cache)["total"]
+    again = plain_decoder.run_with_cache({**good, "rows": out[:, :, None]}, cache)["total"]
+    np.testing.assert_array_equal(again, good["rows"][:, :, 0])
+
+
 def test_a_cache_is_freed_with_its_last_reference(decoder: OnnxRuntimeStage) -> None:
     cache = decoder.new_cache(CAPACITY)
     decoder.run_with_cache(step(0, new_rows(3)), cache)

@@ -10,8 +10,11 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
+from visionllm_edge.runtime.bundle import Bundle
 from visionllm_edge.runtime.cli import main
+from visionllm_edge.runtime.language_model import LanguageModel
 from visionllm_edge.runtime.model import VisionLLM
+from visionllm_edge.runtime.pipelines.loading import LoadOptions
 from visionllm_edge.runtime.prompts import Text, scripted_answer, scripted_grounding
 
 
@@ -30,10 +33,8 @@ def ask(toy: Any, picture: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     toy.reply("colour", (Text("red\x1b[31m"),))
     toy.reply("find", scripted_answer(["cat"]))
 
-    def load(path: Path, *, threads: int | None = None, verify: bool = True) -> VisionLLM:
-        return VisionLLM(toy.pipeline)
-
-    monkeypatch.setattr(VisionLLM, "load", load)
+    monkeypatch.setattr(Bundle, "open", lambda path, verify: None)
+    monkeypatch.setattr(VisionLLM, "from_bundle", lambda *_: VisionLLM(toy.pipeline))
 
     def call(*arguments: str, image: str = picture) -> Result:
         return CliRunner().invoke(main, ["run", "bundle", "--image", image, *arguments])
@@ -173,3 +174,68 @@ def test_a_folder_that_is_no_bundle_is_exit_code_1(tmp_path: Path, picture: str)
     )
     assert result.exit_code == 1
     assert "manifest.json" in result.stderr
+
+
+@pytest.fixture
+def write(toy: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    toy.reply("sky", (Text("Blue."),))
+    seen: list[LoadOptions] = []
+
+    def from_bundle(bundle: None, options: LoadOptions) -> LanguageModel:
+        seen.append(options)
+        return LanguageModel(toy.text_pipeline())
+
+    monkeypatch.setattr(Bundle, "open", lambda path, verify: None)
+    monkeypatch.setattr(LanguageModel, "from_bundle", from_bundle)
+
+    def call(*arguments: str) -> Result:
+        return CliRunner().invoke(main, ["run", "bundle", "--task", "text", *arguments])
+
+    call.seen = seen  # type: ignore[attr-defined]
+    return call
+
+
+def test_a_language_model_answers_a_prompt(write: Any) -> None:
+    plain = write("--prompt", "the sky?", "--context", "64", "--threads", "1")
+    assert plain.exit_code == 0, plain.output
+    assert plain.stdout == "Blue.\n"
+    assert write.seen == [LoadOptions(threads=1, context=64)]
+    assert write("--prompt", "the sky?", "--stream").stdout.strip() == "Blue."
+    data = json.loads(write("--prompt", "the sky?", "--json").stdout)
+    assert data == {"text": "Blue.", "question": "the sky?", "finish_reason": "stop"}
+    guessed = write("--prompt", "the sky?", "--lookup-tokens", "4")
+    assert guessed.stdout == plain.stdout
+
+
+def test_an_answer_out_of_choices(write: Any, ask: Any) -> None:
+    assert write("--prompt", "is it?", "--choices", "yes,no").stdout in ("yes\n", "no\n")
+    assert write("--prompt", "is", "--raw", "--choices", " it").stdout == " it\n"
+    vqa = ask("--task", "vqa", "--question", "is it?", "--choices", "yes,no")
+    assert vqa.stdout in ("yes\n", "no\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--prompt", "a", "--image", "x.png"], "--image and --save do not belong"),
+        (["--prompt", "a", "--save", "x.png"], "--image and --save do not belong"),
+        (["--prompt", "a", "--question", "b"], "--question does not belong to --task text"),
+        ([], "--task text needs --prompt"),
+    ],
+)
+def test_options_of_other_tasks_do_not_go_with_text(
+    write: Any, arguments: list[str], message: str
+) -> None:
+    result = write(*arguments)
+    assert result.exit_code == 2 and message in result.stderr
+
+
+@pytest.mark.parametrize("option", [["--choices", "a,b"], ["--raw"], ["--prompt", "a"]])
+def test_options_of_text_do_not_go_with_other_tasks(ask: Any, option: list[str]) -> None:
+    result = ask("--task", "caption", *option)
+    assert result.exit_code == 2 and "does not belong to --task caption" in result.stderr
+
+
+def test_a_task_about_a_picture_needs_one() -> None:
+    result = CliRunner().invoke(main, ["run", "bundle", "--task", "caption"])
+    assert result.exit_code == 2 and "--task caption needs --image" in result.stderr

@@ -9,7 +9,12 @@ import pytest
 
 from tests.runtime.engines.small_kit import MANIFEST
 from visionllm_edge.runtime.engines.plan import ShapeRange
-from visionllm_edge.runtime.engines.profiles import QUESTION_ROWS, axis_ranges, profiles_for
+from visionllm_edge.runtime.engines.profiles import (
+    QUESTION_ROWS,
+    axis_ranges,
+    cache_rows,
+    profiles_for,
+)
 from visionllm_edge.runtime.errors import ConfigError
 from visionllm_edge.runtime.manifest import ModelSpec
 from visionllm_edge.runtime.typed_json import object_from_json
@@ -19,6 +24,8 @@ RANGES = axis_ranges(MODEL)
 DECODER: dict[str, list[int | str]] = {
     "inputs_embeds": [1, "s", 8],
     "past_length": [1],
+    "hidden_rows": ["r"],
+    "logit_rows": ["l"],
     "past_key_values.0.key": [1, 2, "C", 4],
 }
 
@@ -33,11 +40,29 @@ def test_the_decoder_has_a_prefill_and_a_decode_profile() -> None:
     best = 16 + QUESTION_ROWS
     assert prefill.use == "prefill" and decode.use == "decode"
     assert prefill.shapes["inputs_embeds"] == ShapeRange((1, 1, 8), (1, best, 8), (1, 512, 8))
-    # The routing token and its 4 rows; [GEN]'s 64 rows feed no decoder of this bundle.
-    assert decode.shapes["inputs_embeds"] == ShapeRange((1, 1, 8), (1, 1, 8), (1, 5, 8))
+    # A token and 8 guessed ones; a routing token has 4 rows, and [GEN]'s 64 feed no decoder here.
+    assert decode.shapes["inputs_embeds"] == ShapeRange((1, 1, 8), (1, 1, 8), (1, 9, 8))
+    assert prefill.shapes["hidden_rows"] == ShapeRange((1,), (1,), (512,))
+    assert decode.shapes["hidden_rows"] == ShapeRange((1,), (1,), (9,))
+    assert prefill.shapes["logit_rows"] == decode.shapes["logit_rows"]
+    assert decode.shapes["logit_rows"] == ShapeRange((1,), (1,), (9,))
     cache = ShapeRange((1, 2, 512, 4), (1, 2, 512, 4), (1, 2, 512, 4))
     assert {p.shapes["past_key_values.0.key"] for p in (prefill, decode)} == {cache}
     assert "past_length" not in prefill.shapes
+
+
+def test_a_routing_token_with_more_rows_than_a_guess_makes_the_step() -> None:
+    links = {name: dataclasses.replace(link, rows=64) for name, link in MODEL.superlink.items()}
+    ranges = axis_ranges(dataclasses.replace(MODEL, superlink=links))
+    assert ranges["decode"]["s"] == ranges["decode"]["r"] == (1, 1, 65)
+
+
+def test_a_fixed_capacity_keeps_its_range() -> None:
+    fixed: dict[str, list[int | str]] = {**DECODER, "past_key_values.0.key": [1, 2, 512, 4]}
+    ranges = axis_ranges(MODEL)
+    assert cache_rows(ranges) == 512
+    for profile in profiles_for("llm_decoder", fixed, ranges):
+        assert profile.shapes["past_key_values.0.key"].max == (1, 2, 512, 4)
 
 
 def test_a_smaller_context_bounds_everything() -> None:

@@ -36,7 +36,7 @@ def image_rows(toy: Any, key: str, seed: int, count: int = 5) -> ImageRows:
 
 
 def fresh(toy: Any, wanted: TokenSequence, start: int = 0) -> Any:
-    return toy.new_session().run(wanted, hidden_from=start)
+    return toy.new_session().run(wanted, hidden=range(start, len(wanted)))
 
 
 def test_steps_of_any_length_equal_one_prefill(toy: Any) -> None:
@@ -46,10 +46,10 @@ def test_steps_of_any_length_equal_one_prefill(toy: Any) -> None:
     for token in whole.ids:
         start = len(growing)
         growing.append([token])
-        hidden.append(toy.session.run(growing, hidden_from=start).hidden_sD)
+        hidden.append(toy.session.run(growing, hidden=range(start, len(growing))).hidden_rD)
 
     assert growing.keys == whole.keys
-    np.testing.assert_allclose(np.concatenate(hidden), fresh(toy, whole).hidden_sD, atol=TOLERANCE)
+    np.testing.assert_allclose(np.concatenate(hidden), fresh(toy, whole).hidden_rD, atol=TOLERANCE)
     lengths = [s for _, s in toy.decoder.log[: len(whole.ids)]]
     assert set(lengths) == {1, 1 + 3, 1 + 7}
     assert sum(lengths) == len(whole)
@@ -94,25 +94,163 @@ def test_the_same_prompt_again_computes_its_last_position(toy: Any) -> None:
 
 def test_hidden_states_asked_for_again_are_computed_again(toy: Any) -> None:
     prompt = sequence(toy, ["abc", "[DET]", "de"])
-    first = toy.session.run(prompt, hidden_from=2).hidden_sD
+    first = toy.session.run(prompt, hidden=range(2, len(prompt))).hidden_rD
 
-    again = toy.session.run(prompt, hidden_from=4)
+    again = toy.session.run(prompt, hidden=range(4, len(prompt)))
 
     assert again.computed == len(prompt) - 4
-    np.testing.assert_allclose(again.hidden_sD, first[2:], atol=TOLERANCE)
+    np.testing.assert_allclose(again.hidden_rD, first[2:], atol=TOLERANCE)
 
 
 def test_hidden_states_outlive_the_next_run(toy: Any) -> None:
-    hidden = toy.session.run(sequence(toy, ["abc"]), hidden_from=0).hidden_sD
+    hidden = toy.session.run(sequence(toy, ["abc"]), hidden=range(4)).hidden_rD
     kept = hidden.copy()
 
-    toy.session.run(sequence(toy, ["xyz"]), hidden_from=0)
+    toy.session.run(sequence(toy, ["xyz"]), hidden=range(4))
 
     np.testing.assert_array_equal(hidden, kept)
 
 
 def test_no_hidden_states_unless_asked(toy: Any) -> None:
-    assert toy.session.run(sequence(toy, ["abc"])).hidden_sD is None
+    assert toy.session.run(sequence(toy, ["abc"])).hidden_rD is None
+
+
+def test_only_the_positions_asked_for_go_through_the_end_of_the_model(toy: Any) -> None:
+    prompt = sequence(toy, ["abc", "[DET]", "de", "[DET]"])
+    starts = [group.position + 1 for group in prompt.groups]
+    wanted = [*range(starts[0], starts[0] + 3), *range(starts[1], starts[1] + 3)]
+    assert wanted[-1] == len(prompt) - 1
+
+    output = toy.session.run(prompt, hidden=wanted)
+
+    assert toy.decoder.rows == [(6, 1)]
+    whole = fresh(toy, prompt).hidden_rD
+    np.testing.assert_allclose(output.hidden_rD, whole[wanted], atol=TOLERANCE)
+    toy.session.run(prompt)
+    assert toy.decoder.rows[-1] == (1, 1)
+
+
+def test_logits_of_several_positions_equal_those_one_by_one(toy: Any) -> None:
+    prompt = sequence(toy, ["abcdef", "[DET]", "gh"])
+    single = []
+    for length in range(4, len(prompt) + 1):
+        part = prompt.copy()
+        del part.keys[length:], part.ids[length:]  # the ids behind do not matter here
+        part.groups = [g for g in part.groups if g.position + g.rows < length]
+        if part.keys[-1] >= 0:
+            single.append((length - 1, toy.new_session().run(part).logits_V.copy()))
+    assert len(single) > 5
+
+    output = toy.session.run(prompt, logits_from=3)
+    again = toy.session.run(prompt, logits_from=5, hidden=[4, 6])
+
+    assert toy.decoder.rows[-2:] == [
+        (len(prompt) - 3, len(prompt) - 3),
+        (len(prompt) - 4, len(prompt) - 5),
+    ]
+    assert again.computed == len(prompt) - 4
+    for position, logits in single:
+        np.testing.assert_allclose(output.logits_lV[position - 3], logits, atol=TOLERANCE)
+        if position >= 5:
+            np.testing.assert_allclose(again.logits_lV[position - 5], logits, atol=TOLERANCE)
+    whole = fresh(toy, prompt).hidden_rD
+    np.testing.assert_allclose(again.hidden_rD, whole[[4, 6]], atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("rows", [1, 4, 7, 20])
+def test_a_prompt_in_parts_equals_one_run(toy: Any, rows: int) -> None:
+    """Hidden states, logits and image rows on both sides of every cut."""
+    picture = image_rows(toy, "p", 1)
+    prompt = sequence(toy, ["ab", "[DET]", "c ", ImageSlot, "\nde", "[GEN]", "f"], picture)
+    wanted = [3, 4, 5, 12, *range(20, 24)]
+    whole = toy.new_session().run(prompt, hidden=wanted, logits_from=8)
+    session = toy.new_session(rows=rows)
+    before = len(toy.decoder.log)
+
+    parts = session.run(prompt, hidden=wanted, logits_from=8)
+    lengths = [length for _, length in toy.decoder.log[before:]]
+
+    np.testing.assert_allclose(parts.hidden_rD, whole.hidden_rD, atol=TOLERANCE)
+    np.testing.assert_allclose(parts.logits_lV, whole.logits_lV, atol=10 * TOLERANCE)
+    assert sum(lengths) == len(prompt) == parts.computed
+    assert max(lengths) <= rows and max(lengths) - min(lengths) <= 1
+    assert len(lengths) == -(-len(prompt) // rows)
+    assert session.length == len(prompt)
+    again = session.run(prompt)
+    np.testing.assert_allclose(again.logits_V, whole.logits_V, atol=TOLERANCE)
+
+
+def test_what_was_computed_before_a_failure_is_kept(toy: Any) -> None:
+    prompt = sequence(toy, ["abcdefghijkl"])
+    session = toy.new_session(rows=5)
+    run = toy.decoder.run_with_cache
+    calls = []
+
+    def failing(inputs: Any, cache: Any) -> Any:
+        calls.append(inputs)
+        toy.decoder.fail = len(calls) == 2
+        return run(inputs, cache)
+
+    toy.decoder.run_with_cache = failing
+    with pytest.raises(RuntimeError):
+        session.run(prompt)
+    assert session.length == 4
+
+    output = session.run(prompt)
+
+    assert output.computed == len(prompt) - 4
+    np.testing.assert_allclose(output.logits_V, fresh(toy, prompt).logits_V, atol=TOLERANCE)
+
+
+def test_two_pictures_in_turns_are_each_computed_once(toy: Any) -> None:
+    session = toy.new_session(caches=2)
+    asked = [
+        sequence(toy, ["U: ", ImageSlot, f"\n{question}"], image_rows(toy, key, seed))
+        for question in ("what?", "where?", "why?")
+        for key, seed in (("p", 1), ("q", 2))
+    ]
+    before = toy.decoder.caches
+
+    outputs = [session.run(wanted) for wanted in asked]
+
+    assert toy.decoder.caches - before == 1
+    assert [output.computed for output in outputs[:2]] == [len(asked[0]), len(asked[1])]
+    for wanted, output in zip(asked[2:], outputs[2:], strict=True):
+        start = wanted.image_start()
+        assert start is not None and output.computed <= len(wanted) - start - 5
+    single = toy.new_session()
+    assert [single.run(w).computed for w in asked][2] > outputs[2].computed
+    np.testing.assert_allclose(
+        session.run(asked[0]).logits_V, fresh(toy, asked[0]).logits_V, atol=TOLERANCE
+    )
+    assert session.cache_bytes == 2 * single.cache_bytes
+
+
+def test_a_third_picture_takes_the_cache_that_was_not_used_for_longest(toy: Any) -> None:
+    session = toy.new_session(caches=2)
+    p, q, r = (
+        sequence(toy, ["U: ", ImageSlot, "\nwhat?"], image_rows(toy, key, seed))
+        for key, seed in (("p", 1), ("q", 2), ("r", 3))
+    )
+    for wanted in (p, q, p, r):
+        session.run(wanted)
+
+    assert session.run(p).computed == 1
+    assert session.run(r).computed == 1
+    assert session.run(q).computed > 1
+    session.clear()
+    assert session.run(q).computed == len(q)
+
+
+def test_going_back_a_little_makes_no_second_cache(toy: Any) -> None:
+    session = toy.new_session(caches=2)
+    before = toy.decoder.caches
+    words = sequence(toy, ["abcdefgh"])
+    for length in (3, 5, 9, 7, 9):
+        part = words.copy()
+        part.drop_plain(len(words) - length)
+        session.run(part)
+    assert toy.decoder.caches == before
 
 
 def test_rewind_then_another_continuation(toy: Any) -> None:
@@ -154,9 +292,9 @@ def test_a_failed_run_leaves_a_session_that_works(toy: Any) -> None:
         toy.session.run(longer)
     toy.decoder.fail = False
 
-    output = toy.session.run(longer, hidden_from=0)
+    output = toy.session.run(longer, hidden=range(len(longer)))
 
-    np.testing.assert_allclose(output.hidden_sD, fresh(toy, longer).hidden_sD, atol=TOLERANCE)
+    np.testing.assert_allclose(output.hidden_rD, fresh(toy, longer).hidden_rD, atol=TOLERANCE)
 
 
 # The three defects of the reference around several routing tokens in one conversation.
@@ -189,12 +327,12 @@ def test_groups_of_history_script_and_generation_follow_one_rule(toy: Any) -> No
     at_once = sequence(toy, ["ab", "[DET]", ", cd", "[DET]", ".e", "[DET]"])
 
     toy.session.run(prompt)
-    output = toy.session.run(with_history, hidden_from=len(with_history) - 3)
+    output = toy.session.run(with_history, hidden=range(len(with_history) - 3, len(with_history)))
 
     assert with_history.keys == at_once.keys and with_history.groups == at_once.groups
     assert output.computed == len(with_history) - len(prompt)
     reference = fresh(toy, at_once, len(at_once) - 3)
-    np.testing.assert_allclose(output.hidden_sD, reference.hidden_sD, atol=TOLERANCE)
+    np.testing.assert_allclose(output.hidden_rD, reference.hidden_rD, atol=TOLERANCE)
     assert len(prompt.groups) == 2  # the copy grew by itself
 
 

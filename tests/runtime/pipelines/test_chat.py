@@ -65,7 +65,7 @@ def test_a_later_turn_equals_a_fresh_conversation(talker: Any, photo: Any) -> No
     sequence = chat._sequence
     assert sequence is not None
     start = sequence.groups[2].position + 1
-    hidden = talker.new_session().run(sequence, hidden_from=start).hidden_sD
+    hidden = talker.new_session().run(sequence, hidden=range(start, len(sequence))).hidden_rD
     rows = np.stack([hidden[:3], hidden[sequence.groups[3].position + 1 - start :][:3]])
 
     expected = talker.pipeline.detector.find(

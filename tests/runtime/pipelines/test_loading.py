@@ -9,9 +9,16 @@ from typing import Any
 import pytest
 
 from visionllm_edge.runtime.backends import StageOptions
-from visionllm_edge.runtime.errors import BundleError
+from visionllm_edge.runtime.errors import BundleError, InputError, MemoryLimitError
+from visionllm_edge.runtime.manifest import LlmSpec
+from visionllm_edge.runtime.memory import plan_memory
 from visionllm_edge.runtime.pipelines import loading
-from visionllm_edge.runtime.pipelines.loading import BundleStages, load_pipeline
+from visionllm_edge.runtime.pipelines.loading import (
+    BundleStages,
+    LoadOptions,
+    load_pipeline,
+    load_text_pipeline,
+)
 
 BUCKETS = [(64, 64), (64, 96), (96, 64)]
 
@@ -78,9 +85,81 @@ def test_an_unknown_stage_is_a_bundle_error(stages: Any) -> None:
         stages.get("nope")
 
 
-def test_another_family_is_refused() -> None:
+def test_one_bucket_may_be_kept(stages: Any) -> None:
+    stages._kept = 1
+    first = stages.get("sized", BUCKETS[0])
+    assert stages.get("sized", BUCKETS[0]) is first
+    stages.get("sized", BUCKETS[1])
+    assert stages.get("sized", BUCKETS[0]) is not first
+
+
+def test_another_family_is_refused_with_the_way_to_ask_it() -> None:
     bundle: Any = SimpleNamespace(
-        root=Path("some") / "bundle", manifest=SimpleNamespace(family="visionllm_v1")
+        root=Path("some") / "bundle", manifest=SimpleNamespace(family="llama")
     )
-    with pytest.raises(BundleError, match=r"'visionllm_v2', got 'visionllm_v1'"):
+    with pytest.raises(BundleError, match=r"'visionllm_v2', got 'llama'.*LanguageModel"):
         load_pipeline(bundle)
+    bundle.manifest.family = "visionllm_v2"
+    with pytest.raises(BundleError, match=r"'llama', got 'visionllm_v2'.*VisionLLM"):
+        load_text_pipeline(bundle)
+
+
+@pytest.mark.parametrize("options", [{"threads": 0}, {"context": 0}, {"buckets": 0}])
+def test_options_that_load_nothing_are_refused(options: dict[str, int]) -> None:
+    with pytest.raises(InputError, match=f"{next(iter(options))}: expected at least 1, got 0"):
+        LoadOptions(**options)
+
+
+@pytest.fixture
+def small(toy: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A bundle of the toy decoder: 1000 bytes of weights, 2 * 2 * 16 * 4 bytes a position."""
+    llm = LlmSpec(
+        hidden_size=16, num_layers=2, num_kv_heads=1, head_dim=16,
+        vocab_size=len(toy.table), max_positions=300,
+    )  # fmt: skip
+    plain = FakeStage(variants=[SimpleNamespace(bucket=None, model="stages/x.onnx")])
+    manifest = SimpleNamespace(
+        family="llama",
+        target=SimpleNamespace(backend="onnxruntime"),
+        model=SimpleNamespace(llm=llm, embed_table="table.npy"),
+        stages={"llm_decoder": plain},
+        files={"stages/llm_decoder.weights": SimpleNamespace(size=1000)},
+        prompt=SimpleNamespace(template="vicuna_v1", system=None),
+    )
+    monkeypatch.setattr(loading, "_tokenizer", lambda bundle: toy.tokenizer)
+    monkeypatch.setattr(
+        loading, "BundleStages", lambda *_, **__: SimpleNamespace(get=lambda name: toy.decoder)
+    )
+    return SimpleNamespace(
+        root=Path("some") / "bundle", manifest=manifest, array=lambda name: toy.table
+    )
+
+
+def test_the_context_is_the_models_or_a_smaller_one(small: Any) -> None:
+    assert load_text_pipeline(small).session.capacity == 300
+    assert load_text_pipeline(small, LoadOptions(context=40)).session.capacity == 40
+    with pytest.raises(InputError, match=r"context: expected at most 300.*got 301"):
+        load_text_pipeline(small, LoadOptions(context=301))
+
+
+def test_memory_decides_about_a_second_cache_and_about_loading(
+    small: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_memory(small, context=300, buckets=2)
+    for free, caches in (
+        (plan.total, 1),
+        (plan.total + plan.cache - 1, 1),
+        (plan.total + plan.cache, 2),
+        (None, 1),
+    ):
+        monkeypatch.setattr(loading, "available_bytes", lambda free=free: free)
+        assert load_text_pipeline(small).session._most == caches
+    monkeypatch.setattr(loading, "available_bytes", lambda: plan.total - 1)
+    with pytest.raises(MemoryLimitError, match="--context"):
+        load_text_pipeline(small)
+    # Memory of another device is not this machine's, and other stages are not the bundle's.
+    decoder = loading.BundleStages(small, StageOptions()).get("llm_decoder")
+    stages: Any = SimpleNamespace(get=lambda name: decoder)
+    assert load_text_pipeline(small, stages=stages).session._most == 1
+    small.manifest.target.backend = "tensorrt"
+    assert load_text_pipeline(small).session._most == 1

@@ -89,7 +89,7 @@ def test_collected_hidden_states_equal_one_prefill_for_any_words(
     again.image = picture.image_rows
     again.append(prompt_ids)
     again.append([s.token for s in steps])
-    at_once = toy.new_session().run(again, hidden_from=0).hidden_sD
+    at_once = toy.new_session().run(again, hidden=range(len(again))).hidden_rD
 
     assert again.groups == [g for g, _ in groups]
     for group, hidden in groups:

@@ -1,0 +1,325 @@
+"""The parity gate of the language decoder, for a model of any size.
+
+The truth is torch in float64 with the weights that the graph multiplies by, run layer by layer
+(`visionllm_edge.export.llm.streamed`). A decoder in fp32 is compared by the ordinary rule. One with
+quantised linears is compared twice: with every activation in float32 against the float32 control,
+which says that the graph and its kernels are right, and as shipped, where activations are rounded
+to int8 per block, against a control that rounds them in the same places. What that rounding does to
+one tensor is noise with rare large values, so the control's error of an output is the largest of
+all cases there, and the floor is that of eight bits.
+
+What quantising the weights themselves costs is no matter of right or wrong; `docs/quantisation.md`
+measures it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from visionllm_edge.export.build_stage import CaseParity
+from visionllm_edge.export.config import LlmConfig
+from visionllm_edge.export.llm.decoder_weights import DecoderWeights
+from visionllm_edge.export.llm.streamed import (
+    CONTROL,
+    HALF,
+    ROUNDED,
+    TRUTH,
+    Arithmetic,
+    DecoderCase,
+    StreamedRun,
+    run_streamed,
+)
+from visionllm_edge.export.parity import (
+    CONTROL_FACTOR,
+    ROUNDED_FACTOR,
+    TensorParity,
+    compare_outputs,
+    require_parity,
+)
+from visionllm_edge.export.stages.examples import Case
+from visionllm_edge.export.stages.llm_decoder import LlmDecoder
+from visionllm_edge.runtime.backends import StageOptions, load_backend
+from visionllm_edge.runtime.backends.base import PAST_PREFIX, PRESENT_PREFIX
+from visionllm_edge.runtime.errors import ExportError
+from visionllm_edge.runtime.ports import Array, StagePorts
+from visionllm_edge.runtime.targets import find_target
+
+__all__ = [
+    "LARGE_WEIGHTS",
+    "DecoderTruth",
+    "GraphParity",
+    "check_graph",
+    "decoder_truth",
+    "golden_arrays",
+    "golden_limits",
+    "parity_cases",
+    "weight_count",
+]
+
+LARGE_WEIGHTS = 2_000_000_000
+"""From this many weights on, fewer rows are compared: a row costs two operations per weight in
+float64, and the rows of the full set take a 7B model an hour on two cores."""
+
+_SEED = 20_240_608
+_ROWS_SEED, _PREFIX_SEED = 3, 1
+# A few steps, one token, a prompt into an empty cache: 28 rows and 12 before them.
+_LARGE_CASES = (
+    Case(rows=3, past=4, capacity=16, hidden=2, scored=2),
+    Case(rows=1, past=8, capacity=16),
+    Case(rows=24, past=0, capacity=24),
+)
+
+Note = Callable[[str], None]
+Embed = Callable[[Array], Array]
+
+
+@dataclass(frozen=True)
+class DecoderTruth:
+    """Cases, and what torch says about them."""
+
+    cases: tuple[Case, ...]
+    runs: list[StreamedRun]
+
+
+@dataclass(frozen=True)
+class GraphParity:
+    """How a graph compares.
+
+    Attributes:
+        shipped: a report per case.
+        exact: the same for its twin with activations in float32; empty in fp32.
+    """
+
+    shipped: list[CaseParity]
+    exact: list[CaseParity]
+
+
+def parity_cases(config: LlmConfig) -> tuple[Case, ...]:
+    """The steps that are compared: those of the stage, fewer rows for a large model."""
+    cases: tuple[Case, ...] = (LlmDecoder.trace_case, *LlmDecoder.check_cases)
+    if weight_count(config) >= LARGE_WEIGHTS:
+        cases = _LARGE_CASES
+    fitting = tuple(case for case in cases if case.capacity <= config.max_position_embeddings)
+    if not fitting:
+        raise ExportError(
+            f"llm: a context of {config.max_position_embeddings} positions is shorter than every "
+            f"step that is compared; expected at least {min(case.capacity for case in cases)}."
+        )
+    return fitting
+
+
+def decoder_truth(
+    weights: DecoderWeights,
+    config: LlmConfig,
+    embed: Embed,
+    *,
+    quantized: bool,
+    cache: str,
+    halves: bool = True,
+    note: Note = lambda text: None,
+) -> DecoderTruth:
+    """Run truth and controls.
+
+    Args:
+        weights: that the graph multiplies by.
+        config: sizes.
+        embed: token ids int64 [s] -> rows of the embedding table [s,D], float32.
+        quantized: whether a control with rounded activations is needed.
+        cache: type of the cache's buffers.
+        halves: run the first case in fp16 and bf16 too, for the limits of other targets.
+        note: gets a line per layer.
+    """
+    cases = parity_cases(config)
+    arithmetics = [TRUTH, CONTROL, *([ROUNDED] if quantized else [])]
+    runs = run_streamed(
+        weights,
+        config,
+        [_decoder_case(case, config, embed) for case in cases],
+        arithmetics,
+        first_only=list(HALF.values()) if halves else [],
+        cache=cache,
+        note=note,
+    )
+    return DecoderTruth(cases, runs)
+
+
+def check_graph(
+    path: Path,
+    ports: StagePorts,
+    truth: DecoderTruth,
+    *,
+    quantized: bool,
+    target: str,
+    scratch: Path | None = None,
+) -> GraphParity:
+    """Run a lowered graph on every case and compare every output.
+
+    Args:
+        path: the graph.
+        ports: its ends.
+        truth: of its weights.
+        quantized: whether it has quantised linears, and so a twin without rounded activations.
+        target: name of the target.
+        scratch: an empty folder for that twin; beside the graph if not given.
+
+    Raises:
+        ExportError: it does not run.
+        ParityError: an output is wrong.
+    """
+    exact: list[CaseParity] = []
+    if quantized:
+        with _exact_twin(path, scratch) as twin:
+            exact = _compare(twin, ports, truth, CONTROL, target)
+    control = ROUNDED if quantized else CONTROL
+    return GraphParity(_compare(path, ports, truth, control, target), exact)
+
+
+def golden_limits(truth: DecoderTruth, *, quantized: bool) -> dict[str, dict[str, float]]:
+    """Largest error allowed per precision and output of the first case."""
+    outputs = truth.runs[0].outputs
+    control = ROUNDED if quantized else CONTROL
+    reports = [
+        compare_outputs(
+            run.outputs[control.name],
+            run.outputs[TRUTH.name],
+            run.outputs[control.name],
+            precision=_floor(control, "fp32"),
+        )
+        for run in truth.runs
+    ]
+    limits = {"fp32": {tensor.name: tensor.limit for tensor in _pooled(reports, control)[0]}}
+    for precision in HALF:
+        half = outputs[precision]
+        report = compare_outputs(half, outputs[TRUTH.name], half, precision=precision)
+        limits[precision] = {tensor.name: tensor.limit for tensor in report}
+    return limits
+
+
+def golden_arrays(truth: DecoderTruth) -> dict[str, Array]:
+    """Content of the golden file: inputs and true outputs of the first case, floats in float32."""
+    run = truth.runs[0]
+    arrays = {f"in.{name}": array for name, array in run.inputs.items()}
+    arrays |= {f"out.{name}": array for name, array in run.outputs[TRUTH.name].items()}
+    return {
+        name: array.astype(np.float32) if np.issubdtype(array.dtype, np.floating) else array
+        for name, array in arrays.items()
+    }
+
+
+def weight_count(config: LlmConfig) -> int:
+    """Weights that a decode step reads: all matrices of the layers, and the head."""
+    heads = config.num_attention_heads + config.num_key_value_heads
+    layer = 2 * heads * config.head_dim * config.hidden_size
+    layer += 3 * config.hidden_size * config.intermediate_size
+    return config.num_hidden_layers * layer + config.vocab_size * config.hidden_size
+
+
+def _decoder_case(case: Case, config: LlmConfig, embed: Embed) -> DecoderCase:
+    def rows(count: int, seed: int) -> Array:
+        rng = np.random.default_rng((_SEED, seed))
+        return embed(rng.integers(3, config.vocab_size, count))
+
+    return DecoderCase(
+        rows(case.rows, _ROWS_SEED),
+        rows(case.past, _PREFIX_SEED),
+        case.capacity,
+        tuple(range(case.rows - case.hidden, case.rows)),
+        tuple(range(case.hidden - case.scored, case.hidden)),
+    )
+
+
+@contextlib.contextmanager
+def _exact_twin(path: Path, scratch: Path | None) -> Iterator[Path]:
+    """The same graph with activations in float32, on the same weights file."""
+    model = ir.load(path)
+    for node in model.graph.all_nodes():
+        if "accuracy_level" in node.attributes:
+            node.attributes["accuracy_level"] = ir.AttrInt64("accuracy_level", 1)
+    folder = scratch or path.parent
+    if scratch is not None:
+        # ONNX Runtime reads weights only out of the graph's own folder, and follows no links there.
+        for name in _weight_files(model):
+            try:
+                os.link(path.parent / name, scratch / name)
+            except OSError:  # another file system
+                shutil.copyfile(path.parent / name, scratch / name)
+    twin = folder / f"{path.stem}.exact.onnx"
+    try:
+        ir.save(model, twin)
+        yield twin
+    finally:
+        twin.unlink(missing_ok=True)
+
+
+def _weight_files(model: ir.Model) -> set[str]:
+    tensors = (value.const_value for value in model.graph.initializers.values())
+    return {str(t.location) for t in tensors if isinstance(t, ir.ExternalTensor)}
+
+
+def _compare(
+    path: Path, ports: StagePorts, truth: DecoderTruth, control: Arithmetic, target: str
+) -> list[CaseParity]:
+    row = find_target(target)
+    runner = load_backend(row.backend).load_stage(
+        path, ports, StageOptions(threads=torch.get_num_threads())
+    )
+    reports: list[list[TensorParity]] = []
+    for case, run in zip(truth.cases, truth.runs, strict=True):
+        # The graph may write into the buffers of the cache that it is given.
+        inputs = {
+            name: array.copy() if name.startswith(PAST_PREFIX) else array
+            for name, array in run.inputs.items()
+        }
+        try:
+            outputs = runner.run(inputs)
+        except Exception as e:
+            raise ExportError(f"stage '{ports.stage}': does not run at {case}: {e}") from e
+        ours = {name: _defined(name, array, run.valid) for name, array in outputs.items()}
+        reports.append(
+            compare_outputs(
+                ours,
+                run.outputs[TRUTH.name],
+                run.outputs[control.name],
+                precision=_floor(control, row.precision),
+            )
+        )
+    reports = _pooled(reports, control)
+    for report in reports:
+        require_parity(ports.stage, report)
+    return [
+        CaseParity(None, case, report) for case, report in zip(truth.cases, reports, strict=True)
+    ]
+
+
+def _floor(control: Arithmetic, precision: str) -> str:
+    """The precision whose floor counts."""
+    return "int8" if control.round_activations else precision
+
+
+def _pooled(reports: list[list[TensorParity]], control: Arithmetic) -> list[list[TensorParity]]:
+    """With rounded activations: the control's error of an output is that of its worst case."""
+    if not control.round_activations:
+        return reports
+    worst: dict[str, float] = {}
+    for tensor in (tensor for report in reports for tensor in report):
+        worst[tensor.name] = max(worst.get(tensor.name, 0.0), tensor.control)
+
+    def pooled(tensor: TensorParity) -> TensorParity:
+        more = ROUNDED_FACTOR * worst[tensor.name] - CONTROL_FACTOR * tensor.control
+        return replace(tensor, control=worst[tensor.name], limit=tensor.limit + more)
+
+    return [[pooled(tensor) for tensor in report] for report in reports]
+
+
+def _defined(name: str, array: Array, valid: int) -> Array:
+    """The part of an output that has a defined value, as a copy: the runner owns its buffers."""
+    return np.array(array[:, :, :valid] if name.startswith(PRESENT_PREFIX) else array)

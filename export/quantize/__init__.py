@@ -1,0 +1,1 @@
+"""Weight quantisation of the language model: blocks, activation-aware search, imports."""

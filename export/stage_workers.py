@@ -1,0 +1,116 @@
+"""Build stages in processes beside this one.
+
+Stages do not depend on each other. A worker loads the checkpoint once and fills entries of the
+stage cache; what it has to say comes back when a stage is done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from visionllm_edge.export.build_stage import ModelPair, build_stage
+from visionllm_edge.export.cache import StageCache
+from visionllm_edge.export.checkpoint import Checkpoint, load_model
+from visionllm_edge.export.config import VisionLLMConfig
+from visionllm_edge.export.stages import STAGES, Stage
+
+__all__ = ["BuiltStage", "StageWorkers"]
+
+
+class BuiltStage(NamedTuple):
+    """One finished stage: its name, its wall time, and what there is to say."""
+
+    name: str
+    seconds: float
+    notes: list[str]
+
+
+class StageWorkers:
+    """Processes that build stages. Use as a context manager: leaving the block ends them.
+
+    Args:
+        folder: of the checkpoint.
+        cache: where the stages go.
+        target: name of the target.
+        jobs: processes.
+    """
+
+    def __init__(self, folder: Path, cache: StageCache, target: str, jobs: int) -> None:
+        """Start them."""
+        self._folder, self._cache, self._target = folder, cache, target
+        threads = max(1, (os.cpu_count() or 1) // jobs)
+        context = multiprocessing.get_context("spawn")
+        with _deaf_to_interrupts():
+            self._pool = context.Pool(jobs, torch.set_num_threads, (threads,))
+
+    def __enter__(self) -> StageWorkers:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the processes, also after an interruption."""
+        self._pool.terminate()
+
+    def build(
+        self, stages: Sequence[Stage], keys: Mapping[str, str], config: VisionLLMConfig
+    ) -> Iterator[BuiltStage]:
+        """Start on the stages now; yields each when it is in the cache."""
+        # Stages with the most to trace first, so that none is left with a long one at the end.
+        order = sorted(stages, key=lambda stage: -_weight(stage, config))
+        tasks = [
+            (str(self._folder), stage.name, keys[stage.name], str(self._cache.folder), self._target)
+            for stage in order
+        ]
+        return self._pool.imap_unordered(_build_in_worker, tasks)
+
+
+def _weight(stage: Stage, config: VisionLLMConfig) -> int:
+    variants = len(config.deployment.det_buckets) if stage.bucketed else 1
+    return variants * (3 if stage.name in ("det_encoder", "det_decoder") else 1)
+
+
+@contextlib.contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Processes started inside the block ignore Ctrl-C from their first instruction.
+
+    The parent decides what an interruption means; a worker would only print a traceback.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals reach the main thread only, and only it may set handlers
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _build_in_worker(task: tuple[str, str, str, str, str]) -> BuiltStage:
+    folder, name, key, cache_folder, target = task
+    started = time.monotonic()
+    pair = _worker_model(folder)
+    stage = next(stage for stage in STAGES if stage.name == name)
+    notes: list[str] = []
+    with StageCache(Path(cache_folder)).writing(key) as entry:
+        build_stage(pair, stage, entry, target=target, note=notes.append)
+    return BuiltStage(name, time.monotonic() - started, notes)
+
+
+_loaded: dict[str, ModelPair] = {}
+
+
+def _worker_model(folder: str) -> ModelPair:
+    """The checkpoint's model, loaded once per worker process."""
+    if folder not in _loaded:
+        _loaded[folder] = ModelPair(load_model(Checkpoint(Path(folder))))
+    return _loaded[folder]

@@ -1,0 +1,108 @@
+// Block-quantised linear layer: reads the node, rounds the activations if it may, and cuts the
+// outputs into tasks.
+
+#include <atomic>
+
+#include "../cpu/operator.h"
+
+namespace visionllm::cpu {
+namespace {
+
+// Rows that one task rounds.
+constexpr int64_t kRoundRows = 8;
+
+long long text(int64_t x) { return static_cast<long long>(x); }
+
+ort::Status* check_sizes(const Context& context, const QuantizedLinear& call, const Tensor& x,
+    const Tensor& weight, const Tensor& scales) {
+    if ((call.bits != 4 && call.bits != 8) || call.block < 16 || call.block > 256 ||
+        (call.block & (call.block - 1)) != 0 || call.inputs < 1 || call.inputs % call.block != 0) {
+        return context.invalid("expected bits 4 or 8 and a block_size of 16, 32, 64, 128 or 256 "
+            "that divides K, got bits %d, block_size %lld, K %lld",
+            call.bits, text(call.block), text(call.inputs));
+    }
+    if (x.shape[2] != call.inputs) {
+        return context.invalid("input 'x': axis 2 expected %lld, got %lld", text(call.inputs),
+            text(x.shape[2]));
+    }
+    const int64_t blocks = call.inputs / call.block, bytes = call.block * call.bits / 8;
+    if (weight.shape[0] != call.outputs || weight.shape[1] != blocks || weight.shape[2] != bytes) {
+        return context.invalid("input 'weight' expected [%lld, %lld, %lld], got [%lld, %lld, %lld]",
+            text(call.outputs), text(blocks), text(bytes), text(weight.shape[0]),
+            text(weight.shape[1]), text(weight.shape[2]));
+    }
+    if (scales.shape[0] != call.outputs || scales.shape[1] != blocks) {
+        return context.invalid("input 'scales' expected [%lld, %lld], got [%lld, %lld]",
+            text(call.outputs), text(blocks), text(scales.shape[0]), text(scales.shape[1]));
+    }
+    return nullptr;
+}
+
+typedef void (*Task)(const QuantizedLinear& call, int64_t from, int64_t to, void* room);
+
+ort::Status* multiply(
+    const Context& context, const QuantizedLinear& call, QuantizedLinearTasks tasks, Task task) {
+    std::atomic<bool> full{false};
+    const int64_t count = (call.outputs + tasks.outputs - 1) / tasks.outputs;
+    VISIONLLM_TRY(context.parallel(count, [&](int64_t i) noexcept {
+        void* room = thread_room(1, tasks.room_bytes);
+        if (room == nullptr) {
+            full.store(true, std::memory_order_relaxed);
+            return;
+        }
+        const int64_t from = i * tasks.outputs, to = from + tasks.outputs;
+        task(call, from, to < call.outputs ? to : call.outputs, room);
+    }));
+    return full.load() ? context.invalid("out of memory") : nullptr;
+}
+
+ort::Status* compute(Context& context) {
+    Tensor x, weight, scales;
+    VISIONLLM_TRY(context.input(0, "x", 3, &x));
+    VISIONLLM_TRY(context.input(1, "weight", 3, &weight));
+    VISIONLLM_TRY(context.input(2, "scales", 2, &scales));
+    QuantizedLinear call{};
+    call.inputs = context.attributes[0].whole;
+    call.outputs = context.attributes[1].whole;
+    call.bits = static_cast<int>(context.attributes[2].whole);
+    call.block = context.attributes[3].whole;
+    const int64_t level = context.attributes[4].whole;
+    VISIONLLM_TRY(check_sizes(context, call, x, weight, scales));
+    if (level != 1 && level != 4) {
+        return context.invalid("accuracy_level expected 1 or 4, got %lld", text(level));
+    }
+    const int64_t output_shape[3] = {x.shape[0], x.shape[1], call.outputs};
+    void* y = nullptr;
+    VISIONLLM_TRY(context.output(0, output_shape, 3, &y));
+    call.rows = x.shape[0] * x.shape[1];
+    if (call.rows == 0 || call.outputs == 0) return nullptr;
+    call.x = static_cast<const float*>(x.data);
+    call.weight = static_cast<const uint8_t*>(weight.data);
+    call.scales = static_cast<const uint16_t*>(scales.data);
+    call.y = static_cast<float*>(y);
+
+    const QuantizedLinearKernels& kernels = context.kernels.quantized_linear;
+    if (level == 1) return multiply(context, call, kernels.exact_tasks(call), kernels.exact);
+    call.room = thread_room(0, kernels.room_bytes(call));
+    if (call.room == nullptr) return context.invalid("out of memory");
+    if (call.rows <= kRoundRows) {
+        kernels.round(call, 0, call.rows);
+    } else {
+        VISIONLLM_TRY(context.parallel((call.rows + kRoundRows - 1) / kRoundRows,
+            [&](int64_t i) noexcept {
+                const int64_t from = i * kRoundRows, to = from + kRoundRows;
+                kernels.round(call, from, to < call.rows ? to : call.rows);
+            }));
+    }
+    return multiply(context, call, kernels.rounded_tasks(call), kernels.rounded);
+}
+
+}  // namespace
+
+const Operator kQuantizedLinear = {
+    "QuantizedLinear", 3, 1, 1, {{ort::kFloat32, ort::kUInt8, ort::kFloat16, ort::kFloat32}},
+    compute, 5,
+    {{"K", Attribute::kInt}, {"N", Attribute::kInt}, {"bits", Attribute::kInt},
+        {"block_size", Attribute::kInt}, {"accuracy_level", Attribute::kInt}}};
+
+}  // namespace visionllm::cpu
