@@ -146,8 +146,8 @@ def test_variants_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     variants = {"visionllm-edge": (process(30.0),), "other": (process(20.0),)}
     measured = compare(variants, rounds=2, threads=2, note=said.append)
     assert [line.split()[0] for line in said] == [
-        *("round", "visionllm-edge", "other"),
-        *("round", "other", "visionllm-edge"),
+        *("round", "visionllm-edge", "other", "read"),
+        *("round", "other", "visionllm-edge", "read"),
     ]
     assert [one["bandwidth"] for one in measured] == [40e9, 40e9]
     summary = summarise(measured)
