@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from visionllm_edge.runtime.events import DetectionEvent, DoneEvent, Event
+from visionllm_edge.runtime.events import DetectionEvent, Event
 from visionllm_edge.runtime.llm.sampling import GenerationConfig
 from visionllm_edge.runtime.llm.sequence import TokenSequence
+from visionllm_edge.runtime.pipelines.conversation import Conversation
 from visionllm_edge.runtime.pipelines.free import Answer, AnsweredGroup, write_answer
 from visionllm_edge.runtime.pipelines.labels import asked_expression
 from visionllm_edge.runtime.pipelines.picture import Picture
@@ -21,11 +22,8 @@ from visionllm_edge.runtime.results import ChatResult, Detection, Span
 __all__ = ["ChatSession"]
 
 
-class ChatSession:
+class ChatSession(Conversation[ChatResult]):
     """Turns of one conversation.
-
-    The history is kept as the ids that the model saw, so a turn costs its new words only. Other
-    calls on the same model, and other conversations, may come in between at any time.
 
     Args:
         pipeline: the model.
@@ -43,40 +41,10 @@ class ChatSession:
         selecting: Selecting,
     ) -> None:
         """Start without history; nothing is computed yet."""
+        super().__init__(config)
         self._pipeline = pipeline
         self._picture = picture
-        self._config = config
         self._selecting = selecting
-        self._sequence: TokenSequence | None = None
-        self._turns: list[tuple[str, ChatResult]] = []
-
-    @property
-    def turns(self) -> tuple[tuple[str, ChatResult], ...]:
-        """Questions and answers so far."""
-        return tuple(self._turns)
-
-    @property
-    def context_used(self) -> int:
-        """Positions that the history takes, out of the session's capacity."""
-        return len(self._sequence) if self._sequence is not None else 0
-
-    def reset(self) -> None:
-        """Forget the history; the picture stays."""
-        self._sequence = None
-        self._turns.clear()
-
-    def send(self, text: str, *, config: GenerationConfig | None = None) -> ChatResult:
-        """Ask and wait for the whole answer.
-
-        Raises:
-            ContextError: history and question do not fit; the history stays as it was.
-            InputError: no question.
-        """
-        for event in self.stream(text, config=config):
-            if isinstance(event, DoneEvent):
-                assert isinstance(event.result, ChatResult)
-                return event.result
-        raise AssertionError("a stream ends with a DoneEvent")
 
     def stream(self, text: str, *, config: GenerationConfig | None = None) -> Iterator[Event]:
         """Ask, and get the answer as it is made.
@@ -122,9 +90,7 @@ class ChatSession:
             question=question,
             finish_reason=answer.finish_reason,
         )
-        self._sequence = sequence
-        self._turns.append((question, result))
-        yield DoneEvent(result)
+        yield self._enter(question, sequence, result)
 
     def _find(self, answer: Answer) -> list[Detection]:
         groups = answer.for_detector()

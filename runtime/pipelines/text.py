@@ -15,6 +15,7 @@ from visionllm_edge.runtime.llm.generate import Generation
 from visionllm_edge.runtime.llm.sampling import GenerationConfig
 from visionllm_edge.runtime.llm.sequence import TokenSequence
 from visionllm_edge.runtime.llm.session import DecoderSession
+from visionllm_edge.runtime.pipelines.conversation import Conversation
 from visionllm_edge.runtime.pipelines.requests import check_question
 from visionllm_edge.runtime.prompts import (
     TEMPLATES,
@@ -157,11 +158,8 @@ class TextPipeline:
         return TokenSequence(links={}, names={}, im_patch=_NO_PATCH)
 
 
-class TextChat:
+class TextChat(Conversation[TextResult]):
     """Turns of one conversation with a language model.
-
-    The history is kept as the ids that the model saw, so a turn costs its new words only. Other
-    prompts, and other conversations, may come in between at any time.
 
     Args:
         pipeline: the model.
@@ -173,50 +171,12 @@ class TextChat:
         self, pipeline: TextPipeline, *, config: GenerationConfig, system: str | None = None
     ) -> None:
         """Start without history; nothing is computed yet."""
+        super().__init__(config)
         self._pipeline = pipeline
-        self._config = config
         self._system = system
-        self._sequence: TokenSequence | None = None
-        self._turns: list[tuple[str, TextResult]] = []
-
-    @property
-    def turns(self) -> tuple[tuple[str, TextResult], ...]:
-        """Questions and answers so far."""
-        return tuple(self._turns)
-
-    @property
-    def context_used(self) -> int:
-        """Positions that the history takes, out of the session's capacity."""
-        return len(self._sequence) if self._sequence is not None else 0
-
-    def reset(self) -> None:
-        """Forget the history."""
-        self._sequence = None
-        self._turns.clear()
-
-    def send(self, text: str, *, config: GenerationConfig | None = None) -> TextResult:
-        """Ask and wait for the whole answer.
-
-        Raises:
-            ContextError: history and question do not fit; the history stays as it was.
-            InputError: no question.
-        """
-        for event in self.stream(text, config=config):
-            if isinstance(event, DoneEvent):
-                assert isinstance(event.result, TextResult)
-                return event.result
-        raise AssertionError("a stream ends with a DoneEvent")
 
     def stream(self, text: str, *, config: GenerationConfig | None = None) -> Iterator[Event]:
-        """Ask, and get the answer as it is made.
-
-        The turn enters the history with the ``DoneEvent``; a stream that is given up before leaves
-        the history as it was.
-
-        Raises:
-            ContextError: history and question do not fit; raised here, not by the iterator.
-            InputError: no question.
-        """
+        """See `Conversation`."""
         question = check_question(text)
         pipeline = self._pipeline
         if self._sequence is None:
@@ -234,6 +194,5 @@ class TextChat:
         for event in events:
             if isinstance(event, DoneEvent):
                 assert isinstance(event.result, TextResult)
-                self._sequence = sequence
-                self._turns.append((question, event.result))
+                event = self._enter(question, sequence, event.result)
             yield event
