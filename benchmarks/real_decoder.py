@@ -8,7 +8,6 @@ needs no GPU, with its two profiles. What this cannot show is how fast an engine
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -21,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visionllm_edge.benchmarks.environment import describe_environment
+from visionllm_edge.benchmarks.report import write_report
 from visionllm_edge.runtime.engines.plan import NodeForm, StagePlan
 from visionllm_edge.runtime.engines.profiles import Axes, profiles_for
 from visionllm_edge.runtime.errors import EdgeError
@@ -260,8 +260,7 @@ def main(names: tuple[str, ...], out: Path | None) -> None:
             "layers": LAYERS,
             "rows": rows,
         }
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_report(out, content)
         click.echo(f"results: {out}")
 
 

@@ -8,7 +8,6 @@ and plain, fp32 and fp16), which needs no GPU. What this cannot show is how fast
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +19,7 @@ import click
 import numpy as np
 
 from visionllm_edge.benchmarks.environment import describe_environment
+from visionllm_edge.benchmarks.report import write_report
 from visionllm_edge.runtime.engines.plan import NodeForm, Profile, ShapeRange, StagePlan
 from visionllm_edge.runtime.errors import EdgeError
 
@@ -329,8 +329,7 @@ def main(stages: tuple[str, ...], out: Path | None) -> None:
             "bucket": RELEASED_BUCKET,
             "rows": rows,
         }
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_report(out, content)
         click.echo(f"results: {out}")
 
 

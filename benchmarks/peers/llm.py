@@ -31,6 +31,7 @@ from visionllm_edge.benchmarks.peers.ours import OURS, OURS_NAME
 from visionllm_edge.benchmarks.peers.peer import Peer, Run
 from visionllm_edge.benchmarks.peers.rounds import Variants, compare, speeds_of
 from visionllm_edge.benchmarks.peers.torch_bf16 import TORCH
+from visionllm_edge.benchmarks.report import write_report
 from visionllm_edge.runtime.errors import ConfigError, EdgeError
 
 __all__ = ["PEERS", "chosen_variants", "summarise"]
@@ -197,8 +198,7 @@ def main(
     }
     click.echo(_table(summary))
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write_report(out, result)
     click.echo(json.dumps(result))
 
 

@@ -45,6 +45,7 @@ from visionllm_edge.export.parity import (
     compare_outputs,
     require_parity,
 )
+from visionllm_edge.export.passes.lower_quantized_linear import set_accuracy_level
 from visionllm_edge.export.stages.examples import Case
 from visionllm_edge.export.stages.llm_decoder import LlmDecoder
 from visionllm_edge.runtime.backends import StageOptions, load_backend
@@ -241,9 +242,7 @@ def _decoder_case(case: Case, config: LlmConfig, embed: Embed) -> DecoderCase:
 def _exact_twin(path: Path, scratch: Path | None) -> Iterator[Path]:
     """The same graph with activations in float32, on the same weights file."""
     model = ir.load(path)
-    for node in model.graph.all_nodes():
-        if "accuracy_level" in node.attributes:
-            node.attributes["accuracy_level"] = ir.AttrInt64("accuracy_level", 1)
+    set_accuracy_level(model, 1)
     folder = scratch or path.parent
     if scratch is not None:
         # ONNX Runtime reads weights only out of the graph's own folder, and follows no links there.
