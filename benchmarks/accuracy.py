@@ -1,26 +1,33 @@
 """Evaluate a model on freshly made shapes-world scenes.
 
-Whatever has the four methods of :class:`Model` can be judged: a loaded bundle, or the torch model
-behind an adapter. Both then see the same pictures, prompts and questions for the same seed, so that
+Whatever has the methods of :class:`Model` can be judged: a loaded bundle, or the torch model behind
+an adapter. Both then see the same pictures, prompts and questions for the same seed, so that
 their numbers can be compared.
+
+The tasks of words and boxes stand here; each other one is a function in a file of its own and an
+entry of a table.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from visionllm_edge.benchmarks.clock import Clock
 from visionllm_edge.benchmarks.detection_metrics import (
     Judged,
     average_precision,
     mask_iou,
     require_pycocotools,
 )
+from visionllm_edge.benchmarks.grounding_metrics import grounded_caption_metrics, semantic_metrics
+from visionllm_edge.benchmarks.image_metrics import editing_metrics, generation_metrics
+from visionllm_edge.benchmarks.pose_metrics import pose_metrics
+from visionllm_edge.benchmarks.region_metrics import interactive_metrics, region_metrics
 from visionllm_edge.benchmarks.text_metrics import answer_accuracy, caption_scores
 from visionllm_edge.benchmarks.workload import Sample, samples
 from visionllm_edge.runtime import shapes_world
@@ -28,14 +35,29 @@ from visionllm_edge.runtime.errors import InputError
 from visionllm_edge.runtime.results import DetectionResult, TextResult
 from visionllm_edge.runtime.shapes_world import Question
 
-__all__ = ["Evaluation", "Model", "Prompts", "Task", "evaluate"]
+__all__ = ["TASKS", "Evaluation", "Model", "Prompts", "Task", "evaluate"]
 
-Task = Literal["detect", "segment", "caption", "vqa"]
+Task = str
+Metrics = dict[str, float | int]
 Prompts = Literal["shape", "phrase"]
 Progress = Callable[[int, int], None]
 
 _TOP_K = 100
 _PHRASES_PER_IMAGE = 6
+# What is asked about scenes: model, scenes, clock in, numbers out.
+_ABOUT_SCENES: Mapping[Task, Callable[[Any, Iterator[Sample], Clock], Metrics]] = {
+    "region": region_metrics,
+    "interactive": interactive_metrics,
+    "pose": pose_metrics,
+    "grounded-caption": grounded_caption_metrics,
+    "semantic": semantic_metrics,
+}
+# What makes pictures of its own: model, how many, seed, clock, progress in.
+_MAKING: Mapping[Task, Callable[..., Metrics]] = {
+    "generate": generation_metrics,
+    "edit": editing_metrics,
+}
+TASKS: tuple[Task, ...] = ("detect", "segment", "caption", "vqa", *_ABOUT_SCENES, *_MAKING)
 
 
 class Model(Protocol):
@@ -94,19 +116,6 @@ class Evaluation:
         }
 
 
-class _Clock:
-    """Adds up the time spent inside the model, and nothing else."""
-
-    def __init__(self) -> None:
-        self.total_s = 0.0
-
-    def __enter__(self) -> None:
-        self._start = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self.total_s += time.perf_counter() - self._start
-
-
 def evaluate(
     model: Model,
     task: Task,
@@ -122,8 +131,9 @@ def evaluate(
 
     Args:
         model: The model to judge.
-        task: ``detect`` gives box AP; ``segment`` box and mask AP and mask IoU; ``caption`` exact
-            match and object-set Jaccard; ``vqa`` the accuracy per kind of question.
+        task: One of ``TASKS``. ``detect`` gives box AP; ``segment`` box and mask AP and mask IoU;
+            ``caption`` exact match and object-set Jaccard; ``vqa`` the accuracy per kind of
+            question; the others what their function in the tables says.
         images: How many scenes, at least 1.
         seed: Which scenes; not negative.
         prompts: ``shape`` asks for all six shapes in each picture, ``phrase`` for six 'colour
@@ -134,17 +144,24 @@ def evaluate(
 
     Raises:
         EdgeError: pycocotools is missing, where it is needed.
-        InputError: A number is out of range.
+        InputError: An unknown task, or a number is out of range.
     """
+    if task not in TASKS:
+        raise InputError(f"evaluation: expected one of {', '.join(TASKS)}, got {task!r}.")
     if images < 1 or seed < 0 or questions_per_image < 1:
         raise InputError(
             "evaluation: expected at least 1 image and 1 question and a seed of at least 0, got "
             f"images {images}, questions {questions_per_image}, seed {seed}."
         )
-    clock = _Clock()
+    clock = Clock()
+    if task in _MAKING:
+        made = _MAKING[task](model, images=images, seed=seed, clock=clock, progress=progress)
+        return Evaluation(task, images, seed, None, made, clock.total_s)
     stream = _reported(samples(seed, images, size_px=size_px), images, progress)
-    metrics: dict[str, float | int]
-    if task in ("detect", "segment"):
+    metrics: Metrics
+    if task in _ABOUT_SCENES:
+        metrics = _ABOUT_SCENES[task](model, stream, clock)
+    elif task in ("detect", "segment"):
         require_pycocotools()
         judged = [_judge(model, task, sample, prompts, clock) for sample in stream]
         metrics = _detection_metrics(task, judged)
@@ -163,7 +180,7 @@ def _reported(stream: Iterator[Sample], total: int, progress: Progress | None) -
             progress(done, total)
 
 
-def _judge(model: Model, task: Task, sample: Sample, prompts: Prompts, clock: _Clock) -> Judged:
+def _judge(model: Model, task: Task, sample: Sample, prompts: Prompts, clock: Clock) -> Judged:
     scene = sample.scene
     if prompts == "shape":
         names = list(shapes_world.SHAPES)
@@ -176,9 +193,9 @@ def _judge(model: Model, task: Task, sample: Sample, prompts: Prompts, clock: _C
     return Judged(scene.items, tuple(names), found)
 
 
-def _detection_metrics(task: Task, judged: Sequence[Judged]) -> dict[str, float | int]:
+def _detection_metrics(task: Task, judged: Sequence[Judged]) -> Metrics:
     box = average_precision(judged)
-    metrics: dict[str, float | int] = {"box_ap": box.ap, "box_ap50": box.ap50, "box_ap75": box.ap75}
+    metrics: Metrics = {"box_ap": box.ap, "box_ap50": box.ap50, "box_ap75": box.ap75}
     if task == "segment":
         mask = average_precision(judged, kind="segm")
         iou = mask_iou(judged)
@@ -193,9 +210,7 @@ def _detection_metrics(task: Task, judged: Sequence[Judged]) -> dict[str, float 
     return metrics
 
 
-def _caption_metrics(
-    model: Model, stream: Iterator[Sample], clock: _Clock
-) -> dict[str, float | int]:
+def _caption_metrics(model: Model, stream: Iterator[Sample], clock: Clock) -> Metrics:
     pairs: list[tuple[str, str]] = []
     for sample in stream:
         with clock:
@@ -206,8 +221,8 @@ def _caption_metrics(
 
 
 def _vqa_metrics(
-    model: Model, stream: Iterator[Sample], questions_per_image: int, clock: _Clock
-) -> dict[str, float | int]:
+    model: Model, stream: Iterator[Sample], questions_per_image: int, clock: Clock
+) -> Metrics:
     pairs: list[tuple[str, Question]] = []
     for sample in stream:
         for question in shapes_world.questions(sample.scene, sample.rng, questions_per_image):
@@ -215,7 +230,7 @@ def _vqa_metrics(
                 said = model.vqa(sample.scene.image, question.text).text
             pairs.append((said, question))
     accuracy = answer_accuracy(pairs)
-    metrics: dict[str, float | int] = {"accuracy": accuracy.overall}
+    metrics: Metrics = {"accuracy": accuracy.overall}
     for kind, value in accuracy.by_kind.items():
         metrics[f"accuracy_{kind}"] = value
     for kind, number in accuracy.asked.items():

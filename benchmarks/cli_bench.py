@@ -4,15 +4,172 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from visionllm_edge.benchmarks.bench.cli_options import (
+    BundleFirst,
+    Size,
+    measuring_options,
+    write_text,
+)
+
+if TYPE_CHECKING:
+    from visionllm_edge.benchmarks.bench.measurement import Workload
+    from visionllm_edge.benchmarks.bench.run import BenchOptions
+
 __all__ = ["bench"]
 
+TOLERANCE = 0.02
+"""Of the gate: a smaller slowdown passes."""
 
-@click.group()
+
+@click.group(cls=BundleFirst)
 def bench() -> None:
-    """Measure the speed of a bundle's parts."""
+    """Measure a bundle: `bench BUNDLE`, or one of the commands below."""
+
+
+@bench.command()
+@click.argument("bundle", type=click.Path(exists=True, path_type=Path))
+@measuring_options
+@click.option(
+    "--vs",
+    type=click.Path(exists=True, path_type=Path),
+    help="Measure this bundle in turns with the first, and compare them.",
+)
+@click.option(
+    "--out-vs", type=click.Path(path_type=Path), help="With --vs: write the second result here."
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Write the result's JSON here.")
+@click.option("--markdown", type=click.Path(path_type=Path), help="Write a Markdown table here.")
+@click.option("--html", type=click.Path(path_type=Path), help="Write a page that opens from disk.")
+@click.option("--json", "as_json", is_flag=True, help="Print the JSON on the last line.")
+def run(
+    bundle: Path,
+    workload: Workload,
+    options: BenchOptions,
+    vs: Path | None,
+    out_vs: Path | None,
+    out: Path | None,
+    markdown: Path | None,
+    html: Path | None,
+    as_json: bool,
+) -> None:
+    """Measure every task of BUNDLE over the calls that a user makes."""
+    if out_vs is not None and vs is None:
+        raise click.UsageError("--out-vs belongs to --vs.")
+    from visionllm_edge.benchmarks.bench.accuracy import accuracy_of
+    from visionllm_edge.benchmarks.bench.measurement import write_result
+    from visionllm_edge.benchmarks.bench.run import bench_bundle
+    from visionllm_edge.benchmarks.bench.tables import markdown_table, text_table
+
+    compared = ""
+    if vs is None:
+        result = bench_bundle(bundle, workload, options, accuracy=accuracy_of, note=_note)
+    else:
+        from visionllm_edge.benchmarks.bench.compare import compare_results, comparison_table
+        from visionllm_edge.benchmarks.bench.versus import bench_versus
+
+        result, other = bench_versus(bundle, vs, workload, options, note=_note)
+        compared = "\n\n" + comparison_table(compare_results(result, other), TOLERANCE)
+        if out_vs is not None:
+            write_result(out_vs, other)
+    if out is not None:
+        write_result(out, result)
+    if markdown is not None:
+        write_text(markdown, markdown_table(result))
+    if html is not None:
+        from visionllm_edge.benchmarks.bench.page import html_page
+
+        write_text(html, html_page(result))
+    click.echo(json.dumps(result.to_dict()) if as_json else text_table(result) + compared)
+
+
+@bench.command()
+@click.argument("before", type=click.Path(path_type=Path))
+@click.argument("after", type=click.Path(path_type=Path))
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(min=0.0),
+    default=TOLERANCE,
+    show_default=True,
+    help="Exit with 1 where a task or stage became slower by more than this share.",
+)
+def compare(before: Path, after: Path, tolerance: float) -> None:
+    """Which differences between two results are real; the gate of a change."""
+    from visionllm_edge.benchmarks.bench.compare import compare_results, comparison_table
+    from visionllm_edge.benchmarks.bench.measurement import read_result
+
+    comparison = compare_results(read_result(before), read_result(after))
+    click.echo(comparison_table(comparison, tolerance))
+    slower = comparison.slower(tolerance)
+    if slower:
+        raise click.ClickException(
+            f"slower by more than {tolerance:.0%}: {', '.join(one.what for one in slower)}."
+        )
+
+
+@bench.command()
+@click.argument("checkpoint", type=click.Path(exists=True, path_type=Path))
+@measuring_options
+@click.option(
+    "--precision",
+    "precisions",
+    multiple=True,
+    type=click.Choice(["fp32", "int8", "int4", "int4-awq"]),
+    default=("fp32", "int8", "int4"),
+    show_default=True,
+    help="Of the language model. Repeatable.",
+)
+@click.option(
+    "--block",
+    "blocks",
+    multiple=True,
+    type=click.Choice(["32", "64", "128"]),
+    default=("32",),
+    show_default=True,
+    help="Weights that share a scale. Repeatable.",
+)
+@click.option("--with-threads", multiple=True, type=click.IntRange(min=1), help="Repeatable.")
+@click.option("--with-size", multiple=True, type=Size(), help="Of the pictures. Repeatable.")
+@click.option("--with-classes", multiple=True, type=click.IntRange(min=1), help="Repeatable.")
+@click.option(
+    "--work",
+    type=click.Path(path_type=Path),
+    default=Path("build/sweep"),
+    show_default=True,
+    help="Bundles, results and pictures go here.",
+)
+def sweep(
+    checkpoint: Path,
+    workload: Workload,
+    options: BenchOptions,
+    precisions: tuple[str, ...],
+    blocks: tuple[str, ...],
+    with_threads: tuple[int, ...],
+    with_size: tuple[tuple[int, int], ...],
+    with_classes: tuple[int, ...],
+    work: Path,
+) -> None:
+    """Compile CHECKPOINT in several ways, measure each, and show which are worth taking."""
+    from visionllm_edge.benchmarks.bench.accuracy import accuracy_of
+    from visionllm_edge.benchmarks.bench.sweep import Grid, run_sweep, sweep_table
+    from visionllm_edge.benchmarks.bench.sweep_files import compiler, write_sweep
+
+    grid = Grid(
+        precisions,
+        tuple(int(block) for block in blocks),
+        with_threads or (options.threads,),
+        with_size or (workload.image_px,),
+        with_classes or (len(workload.classes),),
+    )
+    points = run_sweep(
+        grid, compiler(checkpoint, work), workload, options, accuracy=accuracy_of, note=_note
+    )
+    for path in write_sweep(points, work):
+        click.echo(f"wrote {path}", err=True)
+    click.echo(sweep_table(points))
 
 
 @bench.command()
@@ -66,6 +223,10 @@ def llm(
         steps=steps,
         rounds=rounds,
         threads=threads,
-        note=lambda text: click.echo(f"bench: {text}", err=True),
+        note=_note,
     )
     click.echo(json.dumps(result) if as_json else table(result))
+
+
+def _note(text: str) -> None:
+    click.echo(f"bench: {text}", err=True)

@@ -25,6 +25,7 @@ __all__ = [
     "Judged",
     "MaskIou",
     "average_precision",
+    "box_iou",
     "mask_iou",
     "require_pycocotools",
 ]
@@ -181,7 +182,7 @@ def _matched_ious(wanted: Sequence[Item], found: Sequence[Detection]) -> list[fl
     for detection in sorted(found, key=lambda d: -d.score):
         if detection.score < MATCH_SCORE or not left:
             break
-        overlaps = [_box_iou(item.box_xyxy, detection.box_xyxy) for item in left]
+        overlaps = [box_iou(item.box_xyxy, detection.box_xyxy) for item in left]
         best = int(np.argmax(overlaps))
         if overlaps[best] >= MATCH_BOX_IOU:
             if detection.mask is None:
@@ -190,9 +191,10 @@ def _matched_ious(wanted: Sequence[Item], found: Sequence[Detection]) -> list[fl
     return ious
 
 
-def _box_iou(
+def box_iou(
     one: tuple[float, float, float, float], other: tuple[float, float, float, float]
 ) -> float:
+    """Intersection over union of two boxes (left, top, right, bottom); 0 where they are apart."""
     width = min(one[2], other[2]) - max(one[0], other[0])
     height = min(one[3], other[3]) - max(one[1], other[1])
     if width <= 0 or height <= 0:

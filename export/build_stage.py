@@ -48,6 +48,7 @@ __all__ = [
     "canonical_graph",
     "check_stage",
     "parity_summary",
+    "run_torch",
     "save_graph",
     "variant_ports",
 ]
@@ -65,10 +66,28 @@ class ModelPair:
         self.model = model
         self.examples = Examples(model)
 
+    @property
+    def whole(self) -> bool:
+        """Whether all of the model is in memory at once."""
+        return True
+
     @cached_property
     def truth(self) -> VisionLLM:
         """The same weights in float64."""
         return copy.deepcopy(self.model).double()
+
+    def module(self, stage: Stage, bucket: Bucket | None) -> nn.Module:
+        """The component of a stage in float32, its weights in memory."""
+        return stage.module(self.model, bucket)
+
+    def run_true(
+        self, stage: Stage, bucket: Bucket | None, inputs: Mapping[str, Tensor]
+    ) -> tuple[Tensor, ...]:
+        """Outputs of a stage's component in float64."""
+        return run_torch(stage.module(self.truth, bucket), inputs)
+
+    def release(self) -> None:
+        """Nothing of the model is needed for a while; a streamed one is forgotten."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +124,7 @@ def build_stage(
         ParityError: a graph that computes something else than the model.
     """
     config = pair.model.config
-    buckets = list(config.deployment.det_buckets) if stage.bucketed else [None]
+    buckets = stage.bucket_list(config)
     (folder / "stages").mkdir()
     (folder / "golden").mkdir()
     variants, lowering, parities = [], {}, []
@@ -122,18 +141,20 @@ def build_stage(
             lowering[relative] = [node.to_dict() for node in lower(model, find_target(target))]
             save_graph(stage.name, model, folder / relative, weights)
             variants.append({"bucket": bucket, "model": relative, "canonical": canonical})
+            del model  # what was traced refers to weights
             reports, arrays = check_stage(pair, stage, bucket, folder / relative, target)
             parities += reports
             if bucket == golden_bucket:
                 golden = _write_golden(folder, stage.name, bucket, arrays, reports[0])
                 golden["limits"] = golden_limits(
-                    stage.module(pair.model, bucket),
+                    pair.module(stage, bucket),
                     stage,
                     variant_ports(pair, stage, bucket),
                     stage.trace_case,
                     *arrays,
                     reports[0].outputs,
                     folder / canonical,
+                    done=pair.release,
                 )
             finished = time.monotonic()
             note(
@@ -173,32 +194,43 @@ def check_stage(
     """
     ports = variant_ports(pair, stage, bucket)
     row = find_target(target)
+    expected = [
+        _expected(pair, stage, bucket, case, ports)
+        for case in (stage.trace_case, *stage.check_cases)
+    ]
+    pair.release()  # a large component and a session of it need not be in memory together
     backend = load_backend(row.backend)
     runner = backend.load_stage(path, ports, StageOptions(threads=torch.get_num_threads()))
-    control_module, true_module = stage.module(pair.model, bucket), stage.module(pair.truth, bucket)
     reports: list[CaseParity] = []
-    golden: tuple[dict[str, Tensor], dict[str, Array]] = ({}, {})
-    for case in (stage.trace_case, *stage.check_cases):
-        inputs = stage.inputs(pair.examples, bucket, case)
+    for case, inputs, true, control in expected:
         ours = _run(stage.name, runner, inputs, case)
-        true = _run_torch(true_module, ports, {k: _widened(v) for k, v in inputs.items()})
-        control = _run_torch(control_module, ports, inputs)
-        true = stage.compared(true, case)
         outputs = compare_outputs(
-            stage.compared(ours, case),
-            true,
-            stage.compared(control, case),
-            precision=row.precision,
+            stage.compared(ours, case), true, control, precision=row.precision
         )
         require_parity(f"{stage.name}{_suffix(bucket)}", outputs)
         reports.append(CaseParity(bucket, case, outputs))
-        if case is stage.trace_case:
-            golden = inputs, true
-    return reports, golden
+    return reports, expected[0][1:3]
+
+
+def _expected(
+    pair: ModelPair, stage: Stage, bucket: Bucket | None, case: Case, ports: StagePorts
+) -> tuple[Case, dict[str, Tensor], dict[str, Array], dict[str, Array]]:
+    """Inputs of a run, its true outputs and what torch makes of them in float32."""
+    inputs = stage.inputs(pair.examples, bucket, case)
+    wide = pair.run_true(stage, bucket, {name: _widened(x) for name, x in inputs.items()})
+    control = run_torch(pair.module(stage, bucket), inputs)
+    true, narrow = (
+        stage.compared(
+            {port.name: x.numpy() for port, x in zip(ports.outputs, outputs, strict=True)}, case
+        )
+        for outputs in (wide, control)
+    )
+    return case, inputs, true, narrow
 
 
 def canonical_graph(pair: ModelPair, stage: Stage, bucket: Bucket | None) -> ir.Model:
     """The canonical graph of one variant; see `Stage.canonical`."""
+    pair.module(stage, bucket)  # its weights are in memory before it is traced
     return stage.canonical(
         pair.examples,
         bucket,
@@ -234,13 +266,11 @@ def _run(
     return {name: np.array(array) for name, array in outputs.items()}
 
 
-def _run_torch(
-    module: nn.Module, ports: StagePorts, inputs: Mapping[str, Tensor]
-) -> dict[str, Array]:
+def run_torch(module: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    """Outputs of a component, one or several, without gradients."""
     with torch.no_grad():
         outputs = module(*inputs.values())
-    outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
-    return {port.name: output.numpy() for port, output in zip(ports.outputs, outputs, strict=True)}
+    return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
 
 
 def _widened(tensor: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from visionllm_edge.runtime.ports import Array, StagePorts, Tensor
 from visionllm_edge.runtime.preprocess import clip_tiles, detector_input
 from visionllm_edge.runtime.shapes_world import SHAPES, make_scene
 
-__all__ = ["CLASSES_FILE", "MIN_PICTURES", "Pictures", "StageInputs", "load_pictures"]
+__all__ = ["CALIBRATED", "CLASSES_FILE", "MIN_PICTURES", "Pictures", "StageInputs", "load_pictures"]
 
 MIN_PICTURES = 16
 CLASSES_FILE = "classes.txt"
@@ -32,6 +32,10 @@ _SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".webp"})
 _SEED = 20_261_123
 _TOP_K = 20
 _BEHIND = ("det_encoder", "det_decoder", "det_masks")
+
+CALIBRATED = frozenset({"vision_encoder", "det_backbone", *_BEHIND})
+"""Stages whose inputs are written down; the others do not round activations to eight bits."""
+
 Rgb = NDArray[np.uint8]
 Bucket = tuple[int, int]
 Run = dict[str, Array]

@@ -5,19 +5,29 @@ write tables and files into a hidden folder; compare the whole chain with torch;
 or an interruption before the last step leaves no bundle.
 
 The language decoder is built in this process, matrix by matrix. The other stages do not depend on
-it nor on each other, so `jobs` processes can build them side by side. A language model alone takes
-the way of `visionllm_edge.export.llm.compile_llm`.
+it nor on each other, so `jobs` processes can build them side by side. A model that is too large to
+be in memory is built one stage after the other, with only the parts of that stage in memory
+(`visionllm_edge.export.streamed_model`), and is not compared end to end. A language model alone
+takes the way of `visionllm_edge.export.llm.compile_llm`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from visionllm_edge.export.build_stage import ModelPair, build_stage
+from visionllm_edge.export.bundle_decoders import (
+    detector_spec,
+    pose_spec,
+    superlink_specs,
+    write_superlink_tables,
+)
+from visionllm_edge.export.bundle_diffusion import diffusion_spec, write_empty_prompts
 from visionllm_edge.export.bundle_parts import (
     EMBED_TABLE,
     TOKENIZER,
@@ -30,10 +40,9 @@ from visionllm_edge.export.bundle_parts import (
     write_report,
 )
 from visionllm_edge.export.cache import StageCache, key_of, package_versions
-from visionllm_edge.export.checkpoint import Checkpoint, load_model
+from visionllm_edge.export.checkpoint import Checkpoint
 from visionllm_edge.export.components.model import VisionLLM
-from visionllm_edge.export.config import VisionLLMConfig
-from visionllm_edge.export.end_to_end import check_end_to_end
+from visionllm_edge.export.end_to_end import compare_end_to_end, with_extent
 from visionllm_edge.export.llm.build_decoder import DECODER
 from visionllm_edge.export.llm.compile_llm import (
     compile_language_model,
@@ -42,23 +51,23 @@ from visionllm_edge.export.llm.compile_llm import (
     is_language_model,
 )
 from visionllm_edge.export.llm.decoder_plan import DecoderPlan, plan_for_checkpoint
-from visionllm_edge.export.preprocessing import PREPROCESS
+from visionllm_edge.export.preprocessing import preprocessing
 from visionllm_edge.export.progress import Progress
+from visionllm_edge.export.quantize.calibration import Calibration
 from visionllm_edge.export.quantize.policy import LlmPrecision
 from visionllm_edge.export.stage_workers import StageWorkers
-from visionllm_edge.export.stages import STAGES, Stage
+from visionllm_edge.export.stages import Stage, stages_of
+from visionllm_edge.export.streamed_model import open_model
 from visionllm_edge.export.tokenizer import ConvertedTokenizer, convert_tokenizer
 from visionllm_edge.runtime.bundle import BundleWriter
 from visionllm_edge.runtime.errors import ConfigError
 from visionllm_edge.runtime.manifest import (
     VISIONLLM_V2,
     CheckpointInfo,
-    DetectorSpec,
     Manifest,
     ModelSpec,
     PromptSpec,
     StageSpec,
-    SuperlinkSpec,
     TargetSpec,
     VisionSpec,
 )
@@ -66,7 +75,6 @@ from visionllm_edge.runtime.targets import find_target
 
 __all__ = ["CompileReport", "compile_checkpoint"]
 
-_SUPERLINK_TABLE = "tables/superlink_det.npy"
 _FP32 = LlmPrecision()
 
 
@@ -124,38 +132,56 @@ def compile_checkpoint(
         opened = Checkpoint(checkpoint)
         opened.check()
         tokenizer = convert_tokenizer(checkpoint, vocab_size=opened.config.llm.vocab_size)
-        progress.total = len(STAGES) + 4
+        table = stages_of(opened.config)
+        progress.total = len(table) + 4
         progress.step(f"read {checkpoint.name}: {len(opened.entries)} tensors, tokenizer")
         writer = stack.enter_context(BundleWriter(output))
-        model = load_model(opened)
-        plan = plan_for_checkpoint(opened, model, tokenizer, llm, calibration_text)
-        built, specs = _stages(opened, model, plan, writer, cache, target, jobs, progress)
-        _write_tables(model, plan, writer)
+        pair = open_model(opened)
+        if not pair.whole:
+            jobs = 1  # one part of the model in memory at a time
+            progress.note(f"        {opened.weight_count() / 1e9:.1f} billion weights, streamed")
+        plan = _releasing(
+            plan_for_checkpoint(opened, pair.model, tokenizer, llm, calibration_text), pair
+        )
+        built, specs = _stages(opened, pair, plan, writer, cache, target, jobs, progress)
+        _write_tables(pair.model, plan, writer)
+        pair.release()
         writer.add_bytes(TOKENIZER, tokenizer.definition.encode("utf-8"))
         manifest = _manifest(
             opened, tokenizer, specs, target, name or opened.config.name, plan.precision
         )
         progress.step("write tables, tokenizer and graphs")
-        end_to_end = check_end_to_end(unpublished(writer, manifest), model)
+        end_to_end = compare_end_to_end(unpublished(writer, manifest), pair)
         write_report(writer, specs, end_to_end)
-        progress.step(
-            "compare with torch end to end: boxes within "
-            f"{end_to_end['largest_box_difference_px']:.2g} px"
-        )
+        progress.step(f"compare with torch end to end: {end_to_end['summary']}")
         bundle = writer.commit(manifest)
     progress.step(f"hash and publish {output.name}")
     return CompileReport(
         bundle=bundle,
         seconds=progress.elapsed_s,
-        built=tuple(stage.name for stage in STAGES if stage.name in built),
-        reused=tuple(stage.name for stage in STAGES if stage.name not in built),
+        built=tuple(stage.name for stage in table if stage.name in built),
+        reused=tuple(stage.name for stage in table if stage.name not in built),
         end_to_end=end_to_end,
     )
 
 
+def _releasing(plan: DecoderPlan, pair: ModelPair) -> DecoderPlan:
+    """The plan, whose calibration lets go of the vision tower before anything is quantised."""
+    calibration = plan.calibration
+    if calibration is None:
+        return plan
+
+    def calibrate() -> Calibration:
+        made = calibration()
+        pair.release()
+        return made
+
+    return dataclasses.replace(plan, calibration=calibrate)
+
+
 def _stages(
     opened: Checkpoint,
-    model: VisionLLM,
+    pair: ModelPair,
     plan: DecoderPlan,
     writer: BundleWriter,
     cache: StageCache,
@@ -164,19 +190,20 @@ def _stages(
     progress: Progress,
 ) -> tuple[set[str], dict[str, StageSpec]]:
     """Copy every stage into the bundle; returns the names of those that were built."""
-    keys = {stage.name: _stage_key(opened, stage, target) for stage in STAGES}
+    table = stages_of(opened.config)
+    keys = {stage.name: _stage_key(opened, stage, target) for stage in table}
     keys[DECODER] = decoder_key(plan, target)
     entries = {name: cache.get(key) for name, key in keys.items()}
-    missing = [stage for stage in STAGES if entries[stage.name] is None]
-    for name in (stage.name for stage in STAGES if stage not in missing):
+    missing = [stage for stage in table if entries[stage.name] is None]
+    for name in (stage.name for stage in table if stage not in missing):
         progress.step(f"{name}: unchanged, taken from the cache")
-    for name in _build_all(opened, model, plan, missing, keys, cache, target, jobs, progress):
+    for name in _build_all(opened, pair, plan, missing, keys, cache, target, jobs, progress):
         entries[name] = cache.get(keys[name])
     specs = {}
-    for stage in STAGES:
+    for stage in table:
         entry = entries[stage.name]
         assert entry is not None, "built or found"
-        specs[stage.name] = copy_stage(cache, entry, writer)
+        specs[stage.name] = with_extent(copy_stage(cache, entry, writer), pair)
     return {stage.name for stage in missing}, specs
 
 
@@ -195,7 +222,7 @@ def _stage_key(checkpoint: Checkpoint, stage: Stage, target: str) -> str:
 
 def _build_all(
     checkpoint: Checkpoint,
-    model: VisionLLM,
+    pair: ModelPair,
     plan: DecoderPlan,
     stages: list[Stage],
     keys: Mapping[str, str],
@@ -209,13 +236,13 @@ def _build_all(
     decoder = len(traced) < len(stages)
 
     def build_decoder() -> None:
+        pair.release()
         decoder_into_cache(plan, keys[DECODER], cache, target=target, progress=progress)
 
     if jobs <= 1 or len(stages) <= 1:
         if decoder:
             build_decoder()
             yield DECODER
-        pair = ModelPair(model)
         for stage in traced:
             started = time.monotonic()
             with cache.writing(keys[stage.name]) as folder:
@@ -226,6 +253,7 @@ def _build_all(
                     target=target,
                     note=lambda text: progress.note(f"        {text}"),
                 )
+            pair.release()
             progress.step(f"{stage.name}: built", seconds=time.monotonic() - started)
             yield stage.name
         return
@@ -243,7 +271,8 @@ def _build_all(
 
 def _write_tables(model: VisionLLM, plan: DecoderPlan, writer: BundleWriter) -> None:
     write_embedding(plan.source, plan.precision, writer)
-    writer.add_array(_SUPERLINK_TABLE, model.emb_embeddings_det.weight.detach().numpy())
+    write_superlink_tables(model, writer)
+    write_empty_prompts(model, writer)
 
 
 def _manifest(
@@ -271,29 +300,15 @@ def _manifest(
                 tokens_per_tile=vision.tokens_per_tile,
                 max_tiles=deployment.max_tiles,
             ),
-            superlink=_superlink(config),
+            regions=config.use_region_encoder,
+            superlink=superlink_specs(config),
             embed_table=EMBED_TABLE,
-            detector=DetectorSpec(
-                buckets=deployment.det_buckets,
-                shortest_edge=deployment.det_shortest_edge,
-                longest_edge=deployment.det_longest_edge,
-                divisor=32,
-                max_text_len=config.detector.max_text_len,
-                num_queries=config.detector.num_queries,
-            ),
+            detector=detector_spec(config),
+            pose=pose_spec(config),
+            generation=diffusion_spec(config.generation, "gen"),
+            editing=diffusion_spec(config.editing, "edit"),
         ),
-        preprocess=PREPROCESS,
+        preprocess=preprocessing(config),
         tokenizer=tokenizer_spec(tokenizer),
         prompt=PromptSpec(deployment.template),
     )
-
-
-def _superlink(config: VisionLLMConfig) -> dict[str, SuperlinkSpec]:
-    """Every routing token; only the object decoder is built, so only its table is shipped."""
-    rows, rows_gen = config.num_embs, config.num_embs_gen
-    return {
-        "det": SuperlinkSpec(("[DET]", "[SEG]", "[GRD]"), rows, _SUPERLINK_TABLE, "detector"),
-        "pose": SuperlinkSpec(("[POSE]",), rows),
-        "gen": SuperlinkSpec(("[GEN]",), rows_gen),
-        "edit": SuperlinkSpec(("[EDIT]",), rows_gen),
-    }

@@ -8,17 +8,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from visionllm_edge.export.config_diffusion import DiffusionConfig, diffusion_config
+from visionllm_edge.export.config_pose import PoseConfig, pose_config
 from visionllm_edge.export.config_section import Section
+from visionllm_edge.export.config_swin import SwinConfig, swin_config
+from visionllm_edge.export.side_files import with_side_files
 from visionllm_edge.runtime.errors import CheckpointError, ConfigError
 
 __all__ = [
     "DeploymentConfig",
     "DetectorConfig",
+    "DiffusionConfig",
     "LlmConfig",
+    "PoseConfig",
     "SwinConfig",
     "VisionConfig",
     "VisionLLMConfig",
@@ -30,6 +36,8 @@ __all__ = [
 ]
 
 _BOTH = (False, True)
+# Height and width of the released model's pictures, by aspect.
+_BUCKETS = ((800, 800), (800, 1088), (1088, 800), (800, 1344), (1344, 800))
 _VISIONLLM = {
     "supported": "Only the 7B composition (CLIP, LLaMA, Swin) is supported.",
     "wanted": "config.json of a VisionLLM v2 checkpoint",
@@ -87,24 +95,6 @@ class LlmConfig:
 
 
 @dataclass(frozen=True)
-class SwinConfig:
-    """Swin backbone of the object decoder; four stages, all of them output."""
-
-    embed_dim: int
-    depths: tuple[int, ...]
-    num_heads: tuple[int, ...]
-    window_size: int
-    mlp_ratio: float = 4.0
-    patch_size: int = 4
-    layer_norm_eps: float = 1e-5
-
-    @property
-    def channels(self) -> tuple[int, ...]:
-        """Channels of the four output maps (strides 4, 8, 16, 32)."""
-        return tuple(self.embed_dim * 2**i for i in range(len(self.depths)))
-
-
-@dataclass(frozen=True)
 class DetectorConfig:
     """Object decoder (Grounding-DINO variant with a mask head)."""
 
@@ -136,26 +126,29 @@ class DeploymentConfig:
         det_shortest_edge: short side of the detector's image, pixels.
         det_longest_edge: upper limit of its long side, pixels.
         det_buckets: (height, width) of the detector graphs, pixels, multiples of 32.
+        pose_shortest_edge: short side of the keypoint decoder's image, pixels.
+        pose_longest_edge: upper limit of its long side, pixels.
+        pose_buckets: (height, width) of the keypoint decoder's graphs, pixels, multiples of 32.
         max_tiles: tiles of the LLM's image path.
         template: conversation template.
+        tied_prefixes: beginnings of keys that are not stored, with the beginnings of the keys
+            whose tensors they share: ``{"ip2p.sd_vae.": "sd.sd_vae."}``.
     """
 
     det_shortest_edge: int = 800
     det_longest_edge: int = 1333
-    det_buckets: tuple[tuple[int, int], ...] = (
-        (800, 800),
-        (800, 1088),
-        (1088, 800),
-        (800, 1344),
-        (1344, 800),
-    )
+    det_buckets: tuple[tuple[int, int], ...] = _BUCKETS
+    pose_shortest_edge: int = 800
+    pose_longest_edge: int = 1333
+    pose_buckets: tuple[tuple[int, int], ...] = _BUCKETS
     max_tiles: int = 4
     template: str = "vicuna_v1"
+    tied_prefixes: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class VisionLLMConfig:
-    """The whole model."""
+    """The whole model; decoders that the checkpoint lacks are None."""
 
     name: str
     vis_output_layer: int
@@ -166,6 +159,10 @@ class VisionLLMConfig:
     detector: DetectorConfig
     deployment: DeploymentConfig
     raw: Mapping[str, Any]
+    use_region_encoder: bool = False
+    pose: PoseConfig | None = None
+    generation: DiffusionConfig | None = None
+    editing: DiffusionConfig | None = None
 
 
 def read_config(folder: Path) -> VisionLLMConfig:
@@ -175,7 +172,8 @@ def read_config(folder: Path) -> VisionLLMConfig:
         CheckpointError: no such file, or not JSON.
         ConfigError: a field is missing, or asks for something that is not supported.
     """
-    return config_from_dict(read_json(folder), name=folder.resolve().name)
+    data = with_side_files(read_json(folder), folder)
+    return config_from_dict(data, name=folder.resolve().name)
 
 
 def read_json(folder: Path) -> Mapping[str, Any]:
@@ -218,20 +216,40 @@ def config_from_dict(data: Mapping[str, Any], *, name: str) -> VisionLLMConfig:
     top.expect("use_pixelshuffle", False, optional=True)
     top.expect("use_llm_lora", False, optional=True)
     top.expect("use_gdino", True, optional=True)
+    for flag in ("use_region_encoder", "use_unipose", "use_sd", "use_ip2p"):
+        top.expect(flag, *_BOTH, optional=True)
     llm_section = top.section("llm_config")
     llm = _llm(llm_section)
     llm_section.expect("head_dim", llm.hidden_size // llm.num_attention_heads, optional=True)
-    num_embs = top.integer("num_embs", 4)
+    num_embs, num_embs_gen = top.integer("num_embs", 4), top.integer("num_embs_gen", 64)
+
+    def part(flag: str, key: str) -> Section | None:
+        return top.section(key) if data.get(flag) is True else None
+
+    def branch(section: Section | None, channels: int) -> DiffusionConfig | None:
+        if section is None:
+            return None
+        return diffusion_config(section, llm.hidden_size, num_embs_gen, in_channels=channels)
+
+    pose, sd, ip2p = (
+        part("use_unipose", "unipose_config"),
+        part("use_sd", "sd_config"),
+        part("use_ip2p", "ip2p_config"),
+    )
     config = VisionLLMConfig(
         name=name,
         vis_output_layer=top.integer("vis_output_layer", -2, least=None),
         num_embs=num_embs,
-        num_embs_gen=top.integer("num_embs_gen", 64),
+        num_embs_gen=num_embs_gen,
         vision=_vision(top.section("vis_encoder_config")),
         llm=llm,
         detector=_detector(top.section("gdino_config"), llm.hidden_size, num_embs),
         deployment=_deployment(top.section("visionllm_edge", optional=True)),
         raw=data,
+        use_region_encoder=data.get("use_region_encoder") is True,
+        pose=None if pose is None else pose_config(pose, llm.hidden_size, num_embs),
+        generation=branch(sd, 4),
+        editing=branch(ip2p, 8),
     )
     _check(config)
     return config
@@ -313,6 +331,8 @@ def _llm(
 
 
 def _detector(section: Section, llm_width: int, num_embs: int) -> DetectorConfig:
+    section.expect("backbone", None, optional=True)
+    section.expect("use_timm_backbone", False, optional=True)
     section.expect("num_feature_levels", 4)
     section.expect("two_stage", True, optional=True)
     section.expect("embedding_init_target", True, optional=True)
@@ -321,7 +341,7 @@ def _detector(section: Section, llm_width: int, num_embs: int) -> DetectorConfig
     section.expect("norm", "GN", optional=True)
     d_model = section.integer("d_model")
     return DetectorConfig(
-        backbone=_swin(section.section("backbone_config")),
+        backbone=swin_config(section.section("backbone_config")),
         num_queries=section.integer("num_queries"),
         d_model=d_model,
         encoder_layers=section.integer("encoder_layers"),
@@ -342,30 +362,18 @@ def _detector(section: Section, llm_width: int, num_embs: int) -> DetectorConfig
     )
 
 
-def _swin(section: Section) -> SwinConfig:
-    section.expect("model_type", "swin", optional=True)
-    section.expect("hidden_act", "gelu", optional=True)
-    section.expect("qkv_bias", True, optional=True)
-    section.expect("use_absolute_embeddings", False, optional=True)
-    return SwinConfig(
-        embed_dim=section.integer("embed_dim"),
-        depths=section.integers("depths", 4),
-        num_heads=section.integers("num_heads", 4),
-        window_size=section.integer("window_size"),
-        mlp_ratio=section.number("mlp_ratio", 4.0),
-        patch_size=section.integer("patch_size", 4),
-        layer_norm_eps=section.number("layer_norm_eps", 1e-5),
-    )
-
-
 def _deployment(section: Section) -> DeploymentConfig:
     default = DeploymentConfig()
     return DeploymentConfig(
         det_shortest_edge=section.integer("det_shortest_edge", default.det_shortest_edge),
         det_longest_edge=section.integer("det_longest_edge", default.det_longest_edge),
         det_buckets=section.sizes("det_buckets", default.det_buckets),
+        pose_shortest_edge=section.integer("pose_shortest_edge", default.pose_shortest_edge),
+        pose_longest_edge=section.integer("pose_longest_edge", default.pose_longest_edge),
+        pose_buckets=section.sizes("pose_buckets", default.pose_buckets),
         max_tiles=section.integer("max_tiles", default.max_tiles),
         template=section.text("template", default.template),
+        tied_prefixes=section.texts("tied_prefixes"),
     )
 
 
@@ -393,11 +401,11 @@ def _check(config: VisionLLMConfig) -> None:
     )
     _check_groups("llm_config.", llm)
     _multiple(f"{decoder}.d_model", det.d_model, "the group norms' groups", 32)
-    for field, heads in (
+    for name, heads in (
         ("encoder_attention_heads", det.encoder_attention_heads),
         ("decoder_attention_heads", det.decoder_attention_heads),
     ):
-        _multiple(f"{decoder}.d_model", det.d_model, field, heads)
+        _multiple(f"{decoder}.d_model", det.d_model, name, heads)
     # Fusion and text attention have half the heads and half the inner width.
     heads = det.encoder_attention_heads
     _multiple(f"{decoder}.encoder_attention_heads", heads, "two", 2)
@@ -413,6 +421,10 @@ def _check(config: VisionLLMConfig) -> None:
             f"config.json: vis_output_layer: expected -{vision.num_hidden_layers} to -1, "
             f"got {config.vis_output_layer}."
         )
+    if config.use_region_encoder:
+        _equal("vis_output_layer", config.vis_output_layer, "what regions need", -2)
+        _multiple(f"{tower}.patch_size", vision.patch_size, "two, which regions need", 2)
+        _multiple(f"{tower}.hidden_size", vision.hidden_size, "16, which regions need", 16)
     for height, width in config.deployment.det_buckets:
         pixels = sum((height // s) * (width // s) for s in (8, 16, 32))
         pixels += -(-height // 64) * -(-width // 64)

@@ -119,6 +119,13 @@ class Section:
             raise self._wrong(key, "a string", got)
         return got
 
+    def texts(self, key: str) -> dict[str, str]:
+        """An object of strings; empty if it is absent."""
+        got = self.data.get(key) or {}
+        if not isinstance(got, Mapping) or not all(isinstance(v, str) for v in got.values()):
+            raise self._wrong(key, "an object of strings", got)
+        return dict(got)
+
     def _name(self, key: str) -> str:
         return f"{self.path}.{key}" if self.path else key
 

@@ -7,19 +7,19 @@ fp8 is measured here, once, on the golden inputs. The rule and its floors are in
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import onnx_ir as ir
 from torch import Tensor, nn
 
+from visionllm_edge.export.calibration_inputs import CALIBRATED
 from visionllm_edge.export.half_control import HALF_DTYPES, run_in_half
 from visionllm_edge.export.parity import TensorParity, compare_outputs
 from visionllm_edge.export.passes.quantize_dequantize import EIGHT_BITS
 from visionllm_edge.export.quantized_control import run_quantized_control
 from visionllm_edge.export.stages import Stage
 from visionllm_edge.export.stages.examples import Case
-from visionllm_edge.runtime.backends.base import PAST_PREFIX
 from visionllm_edge.runtime.ports import Array, StagePorts
 
 __all__ = ["golden_limits"]
@@ -34,6 +34,8 @@ def golden_limits(
     truth: Mapping[str, Array],
     fp32: list[TensorParity],
     canonical: Path,
+    *,
+    done: Callable[[], None],
 ) -> dict[str, dict[str, float]]:
     """Largest error allowed per precision and output of one run.
 
@@ -46,6 +48,7 @@ def golden_limits(
         truth: true outputs in float64.
         fp32: the comparison that the fp32 graph passed.
         canonical: graph of the stage, which the eight-bit control runs.
+        done: called when the component is not needed any more.
 
     Returns:
         Precision -> output -> limit.
@@ -58,7 +61,8 @@ def golden_limits(
         )
         report = compare_outputs(control, truth, control, precision=precision)
         limits[precision] = {tensor.name: tensor.limit for tensor in report}
-    if any(port.name.startswith(PAST_PREFIX) for port in ports.inputs):
+    done()
+    if stage.name not in CALIBRATED:
         return limits  # the language decoder's eight bits are of its weights only
     arrays = {name: tensor.numpy() for name, tensor in inputs.items()}
     for precision in EIGHT_BITS:

@@ -7,8 +7,8 @@ are caught, computed in fp32 and rounded.
 
 Three things stay in fp32, as in every half-precision implementation of these models: RMS norms (a
 square overflows fp16), whatever the geometry of the picture is computed from, and the choice of
-proposals, because a rounding error there would compare different boxes and say nothing about the
-rest.
+proposals and instances, because a rounding error there would compare different boxes and say
+nothing about the rest.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from visionllm_edge.export.components.geometry import LevelGeometry
+from visionllm_edge.export.components.geometry import Geometry, LevelGeometry
 from visionllm_edge.export.components.llm_decoder import Llama
 from visionllm_edge.export.components.object_decoder import ObjectDecoder, Proposals
+from visionllm_edge.export.components.pose_decoder import PoseDecoder
 from visionllm_edge.runtime.backends.base import PAST_PREFIX
 
 __all__ = ["HALF_DTYPES", "run_in_half", "wide_kernels"]
@@ -62,12 +63,15 @@ def run_in_half(
         The outputs in fp32.
     """
     half = HALF_DTYPES[precision]
-    control = copy.deepcopy(module).to(half).eval()
+    control = _half_copy(module, half)
     for mine, original in zip(control.modules(), module.modules(), strict=True):
         if isinstance(mine, ObjectDecoder):
             assert isinstance(original, ObjectDecoder), "a copy has the same tree"
             # A plain attribute shadows the method of this one copy.
             mine.__dict__["propose"] = _propose_in_fp32(original)
+        elif isinstance(mine, PoseDecoder):
+            assert isinstance(original, PoseDecoder), "a copy has the same tree"
+            mine.__dict__["instances"] = _instances_in_fp32(original)
         elif isinstance(mine, Llama):
             for norm in (n for n in mine.modules() if type(n).__name__ == "_RMSNorm"):
                 _widen(norm, half)
@@ -84,6 +88,17 @@ def run_in_half(
     return tuple(output.float() for output in outputs)
 
 
+def _half_copy(module: nn.Module, half: torch.dtype) -> nn.Module:
+    """A copy whose weights are in half precision, without one in fp32 on the way."""
+    rounded: dict[int, Any] = {
+        id(weight): nn.Parameter(weight.to(half), requires_grad=False)
+        for weight in module.parameters()
+        if weight.is_floating_point()
+    }
+    rounded |= {id(x): x.to(half) for x in module.buffers() if x.is_floating_point()}
+    return copy.deepcopy(module, rounded).eval()
+
+
 def wide_kernels(half: torch.dtype) -> TorchDispatchMode:
     """A context in which heavy operators on half tensors compute in fp32 and round once."""
     return _WideKernels(half)
@@ -94,6 +109,17 @@ def _propose_in_fp32(original: ObjectDecoder) -> Callable[..., Proposals]:
         return original.propose(memory.float(), text.float(), level)
 
     return propose
+
+
+def _instances_in_fp32(original: PoseDecoder) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The box layers end in a choice, so all of them stay in fp32, as in a lowered graph."""
+
+    def instances(
+        memory: Tensor, text: Tensor, valid_size: Tensor, geometry: Geometry
+    ) -> tuple[Tensor, Tensor]:
+        return original.instances(memory.float(), text.float(), valid_size, geometry)
+
+    return instances
 
 
 def _narrow(layer: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from visionllm_edge.export.calibration_inputs import CALIBRATED
 from visionllm_edge.runtime.backends.base import PAST_PREFIX
 from visionllm_edge.runtime.errors import ConfigError
 from visionllm_edge.runtime.manifest import Manifest
@@ -25,7 +26,8 @@ def stage_precisions(
 
     Raises:
         ConfigError: an unknown stage, a precision that the target lacks, or int8 or fp8 for the
-            language decoder.
+            language decoder, or by name for a stage that has no calibration. Asked for all stages,
+            such a stage has the target's default.
     """
     stages = manifest.stages
     unknown = sorted(own.keys() - stages.keys())
@@ -44,5 +46,12 @@ def stage_precisions(
                 f"in its weights only, which this version does not build. Give it its own: "
                 f"--precision {name}={target.precision}"
             )
+        if precision in QUANTIZED and name not in CALIBRATED:
+            if name in own:
+                raise ConfigError(
+                    f"stage '{name}': precision expected one of fp32, fp16 or bf16, got "
+                    f"{precision}, for which only {', '.join(sorted(CALIBRATED))} are calibrated."
+                )
+            precision = target.precision
         out[name] = precision
     return out

@@ -20,9 +20,10 @@ import torch
 
 from visionllm_edge.export.build_stage import ModelPair, build_stage
 from visionllm_edge.export.cache import StageCache
-from visionllm_edge.export.checkpoint import Checkpoint, load_model
+from visionllm_edge.export.checkpoint import Checkpoint
 from visionllm_edge.export.config import VisionLLMConfig
 from visionllm_edge.export.stages import STAGES, Stage
+from visionllm_edge.export.streamed_model import open_model
 
 __all__ = ["BuiltStage", "StageWorkers"]
 
@@ -75,8 +76,8 @@ class StageWorkers:
 
 
 def _weight(stage: Stage, config: VisionLLMConfig) -> int:
-    variants = len(config.deployment.det_buckets) if stage.bucketed else 1
-    return variants * (3 if stage.name in ("det_encoder", "det_decoder") else 1)
+    long = stage.name in ("det_encoder", "det_decoder")
+    return len(stage.bucket_list(config)) * (3 if long else 1)
 
 
 @contextlib.contextmanager
@@ -112,5 +113,5 @@ _loaded: dict[str, ModelPair] = {}
 def _worker_model(folder: str) -> ModelPair:
     """The checkpoint's model, loaded once per worker process."""
     if folder not in _loaded:
-        _loaded[folder] = ModelPair(load_model(Checkpoint(Path(folder))))
+        _loaded[folder] = open_model(Checkpoint(Path(folder)))
     return _loaded[folder]

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,7 +26,7 @@ __all__ = ["Entry", "TensorFiles", "check_fit", "update_digest"]
 
 _SAFE_INDEX, _BIN_INDEX = "model.safetensors.index.json", "pytorch_model.bin.index.json"
 _SAFE_FILE, _BIN_FILE = "model.safetensors", "pytorch_model.bin"
-_SHOWN = 8
+_SHOWN = 12
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class TensorFiles:
         """
         self.folder = folder
         self._bins: dict[str, Mapping[str, Tensor]] = {}
+        self._safes: dict[str, Any] = {}
         self.entries: dict[str, Entry] = dict(self._list())
 
     def tensor(self, stored_name: str) -> Tensor:
@@ -62,19 +66,18 @@ class TensorFiles:
         entry = self.entries[stored_name]
         if entry.file.endswith(".bin"):
             return self._bin(entry.file)[stored_name]
-        with safe_open(self.folder / entry.file, framework="pt") as f:
-            out: Tensor = f.get_tensor(stored_name)
-            return out
+        out: Tensor = self._safe(entry.file).get_tensor(stored_name)
+        return out
 
     def _list(self) -> Iterator[tuple[str, Entry]]:
         files = self._files()
         for file in files:
             if file.endswith(".safetensors"):
                 try:
-                    with safe_open(self.folder / file, framework="pt") as f:
-                        for name in f.keys():  # noqa: SIM118  (not a dict)
-                            part = f.get_slice(name)
-                            yield name, Entry(tuple(part.get_shape()), part.get_dtype(), file)
+                    opened = self._safe(file)
+                    for name in opened.keys():  # noqa: SIM118  (not a dict)
+                        part = opened.get_slice(name)
+                        yield name, Entry(tuple(part.get_shape()), part.get_dtype(), file)
                 except (SafetensorError, OSError) as e:
                     raise CheckpointError(
                         f"checkpoint file '{file}': expected safetensors, got: {e}. "
@@ -117,12 +120,16 @@ class TensorFiles:
                 f"checkpoint '{self.folder}': the shard '{file}' named by {index} is missing."
             )
 
+    def _safe(self, file: str) -> Any:
+        """A mapped file; its header is read once."""
+        if file not in self._safes:
+            self._safes[file] = safe_open(self.folder / file, framework="pt")
+        return self._safes[file]
+
     def _bin(self, file: str) -> Mapping[str, Tensor]:
         if file not in self._bins:
             try:
-                data = torch.load(
-                    self.folder / file, map_location="cpu", weights_only=True, mmap=True
-                )
+                data = self._load(self.folder / file)
             except Exception as e:
                 reason = (str(e).splitlines() or [type(e).__name__])[0]
                 raise CheckpointError(
@@ -139,6 +146,12 @@ class TensorFiles:
             self._bins[file] = data
         return self._bins[file]
 
+    @staticmethod
+    def _load(path: Path) -> object:
+        """The content of a shard; a file of the format before zip files cannot be mapped."""
+        mapped = zipfile.is_zipfile(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+
 
 def check_fit(
     source: str,
@@ -146,6 +159,7 @@ def check_fit(
     found: Mapping[str, tuple[int, ...]],
     *,
     ignored: Callable[[str], bool],
+    known: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
 ) -> None:
     """Compare the tensors of a source with those that its configuration asks for.
 
@@ -154,17 +168,19 @@ def check_fit(
         expected: shape by name.
         found: shape by name.
         ignored: whether a tensor that nobody asked for is known to be of no use.
+        known: shape by name of tensors that may be there, such as copies of tied ones.
 
     Raises:
         CheckpointError: missing, mis-shaped or unknown keys, by name.
     """
     missing = sorted(set(expected) - set(found))
+    allowed = {**known, **expected}
     wrong = [
         f"{name} (expected {list(shape)}, got {list(found[name])})"
-        for name, shape in sorted(expected.items())
+        for name, shape in sorted(allowed.items())
         if name in found and found[name] != shape
     ]
-    unknown = sorted(name for name in found if name not in expected and not ignored(name))
+    unknown = sorted(name for name in found if name not in allowed and not ignored(name))
     problems = [
         f"{len(names)} {what}: {_shown(names)}"
         for names, what in ((missing, "missing"), (wrong, "mis-shaped"), (unknown, "unknown"))

@@ -238,8 +238,8 @@ def _added_tokens(folder: Path, settings: Mapping[str, Any]) -> list[tuple[str, 
     if not added:
         decoder = settings.get("added_tokens_decoder") or {}
         added = {str(entry["content"]): int(number) for number, entry in decoder.items()}
-        for name in ("<unk>", "<s>", "</s>"):
-            added.pop(name, None)
+    for name in ("<unk>", "<s>", "</s>"):  # pieces of tokenizer.model already
+        added.pop(name, None)
     return sorted(((name, int(number)) for name, number in added.items()), key=lambda e: e[1])
 
 

@@ -138,19 +138,20 @@ def _holds_engines(manifest: Manifest) -> bool:
 
 
 def _against_checkpoint(bundle: Bundle, folder: Path, progress: Progress) -> VerifyReport:
-    from visionllm_edge.export.build_stage import ModelPair, check_stage
-    from visionllm_edge.export.checkpoint import Checkpoint, load_model
-    from visionllm_edge.export.end_to_end import check_end_to_end
+    from visionllm_edge.export.build_stage import check_stage
+    from visionllm_edge.export.checkpoint import Checkpoint
+    from visionllm_edge.export.end_to_end import compare_end_to_end
     from visionllm_edge.export.llm.hf_folder import VisionLLMWeights
-    from visionllm_edge.export.stages import STAGES
+    from visionllm_edge.export.stages import stages_of
+    from visionllm_edge.export.streamed_model import open_model
 
     if bundle.manifest.family == LLAMA:
         return _llm_against_checkpoint(bundle, folder, progress)
     checkpoint = Checkpoint(folder)
     _require_same(bundle, folder, checkpoint.fingerprint())
-    pair = ModelPair(load_model(checkpoint))
+    pair = open_model(checkpoint)
     verdicts = []
-    for stage in STAGES:
+    for stage in stages_of(checkpoint.config):
         if stage.name == DECODER:
             verdicts.append(_decoder_verdict(bundle, VisionLLMWeights(checkpoint)))
             progress.step(_line(verdicts[-1]))
@@ -165,10 +166,11 @@ def _against_checkpoint(bundle: Bundle, folder: Path, progress: Progress) -> Ver
                 bundle.manifest.target.name,
             )
             tensors += [tensor for report in reports for tensor in report.outputs]
+        pair.release()
         verdicts.append(StageVerdict(stage.name, len(tensors), _worst(tensors)))
         progress.step(_line(verdicts[-1]))
-    end_to_end = check_end_to_end(bundle, pair.model)
-    progress.step("compared with torch end to end")
+    end_to_end = compare_end_to_end(bundle, pair)
+    progress.step(f"compared with torch end to end: {end_to_end['summary']}")
     files = len(bundle.manifest.files)
     return VerifyReport(files, "checkpoint", tuple(verdicts), end_to_end)
 

@@ -16,7 +16,7 @@ from visionllm_edge.runtime.errors import InputError
 from visionllm_edge.runtime.images import ImageLike, load_image
 
 if TYPE_CHECKING:
-    from visionllm_edge.runtime.results import Detection
+    from visionllm_edge.runtime.results import Detection, Pose
 
 __all__ = ["SHOW_SIDE", "draw_result"]
 
@@ -44,14 +44,18 @@ _INK: Color = (20, 20, 20)
 
 
 def draw_result(
-    image: ImageLike, detections: Sequence[Detection], lines: Sequence[str] = ()
+    image: ImageLike,
+    detections: Sequence[Detection],
+    lines: Sequence[str] = (),
+    poses: Sequence[Pose] = (),
 ) -> Image.Image:
-    """A new picture with the detections on it and the lines below it.
+    """A new picture with the detections and poses on it and the lines below it.
 
     Args:
         image: the image that the result is about, at its original size.
         detections: drawn from the last to the first, so that the best one lies on top.
         lines: words for the strip below; wrapped to the picture's width.
+        poses: drawn over the detections.
 
     Raises:
         InputError: the image cannot be read, or a mask has another size than the image.
@@ -84,6 +88,10 @@ def draw_result(
     for found, box in zip(detections, boxes, strict=True):
         text = f"{found.label} {found.score:.2f}"
         _draw_label(drawing, text, box, colors[found.label], font, size, taken)
+    if poses:
+        from visionllm_edge.runtime.draw_pose import draw_skeletons
+
+        canvas = draw_skeletons(canvas, poses, scale)
     return _with_strip(canvas, lines, _font(18 * unit), 10 * unit) if lines else canvas
 
 

@@ -9,6 +9,8 @@
     ├── BundleError          a bundle that is changed, incomplete or not a bundle
     ├── BackendError         a stage that could not be loaded or run
     ├── MemoryLimitError     a bundle that needs more memory than the machine has free
+    ├── MeasurementError     a measurement that would say something wrong
+    ├── StoppedError         the caller's own step callback ended a long run
     └── InputError           something that the user gave: image, classes, prompt
         └── ContextError     a prompt that is longer than the model's context
 
@@ -28,9 +30,11 @@ __all__ = [
     "EdgeError",
     "ExportError",
     "InputError",
+    "MeasurementError",
     "MemoryLimitError",
     "ParityError",
     "PluginError",
+    "StoppedError",
 ]
 
 
@@ -68,6 +72,14 @@ class BackendError(EdgeError):
 
 class MemoryLimitError(EdgeError):
     """A bundle needs more memory than the machine has free; nothing was loaded."""
+
+
+class MeasurementError(EdgeError):
+    """Numbers were taken, but would mislead: too few, or the machine changed meanwhile."""
+
+
+class StoppedError(EdgeError):
+    """A step callback asked to end the run; there is no result."""
 
 
 class InputError(EdgeError):

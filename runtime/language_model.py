@@ -108,7 +108,9 @@ class LanguageModel:
             sequence = pipeline.conversation((Turn(question),))
         else:
             system, turns = turns_from_messages(prompt)
-            sequence, question = pipeline.conversation(turns, system), turns[-1].question
+            asked = turns[-1].question
+            assert isinstance(asked, str), "messages are plain text"
+            sequence, question = pipeline.conversation(turns, system), asked
         form = None
         if choices is not None:
             form = choices_format(

@@ -12,6 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import cast
 
+from visionllm_edge.runtime.decoder_specs import (
+    DetectorSpec,
+    DiffusionSpec,
+    PoseSpec,
+    SchedulerSpec,
+)
 from visionllm_edge.runtime.errors import BundleError
 from visionllm_edge.runtime.ports import Port, StagePorts
 from visionllm_edge.runtime.typed_json import (
@@ -29,13 +35,16 @@ __all__ = [
     "VISIONLLM_V2",
     "CheckpointInfo",
     "DetectorSpec",
+    "DiffusionSpec",
     "FileEntry",
     "LlmSpec",
     "Manifest",
     "ModelSpec",
     "Normalization",
+    "PoseSpec",
     "PreprocessSpec",
     "PromptSpec",
+    "SchedulerSpec",
     "StageSpec",
     "SuperlinkSpec",
     "TargetSpec",
@@ -45,7 +54,7 @@ __all__ = [
     "check_relative",
 ]
 
-SCHEMA = 3
+SCHEMA = 4
 MANIFEST_NAME = "manifest.json"
 
 VISIONLLM_V2 = "visionllm_v2"
@@ -54,7 +63,6 @@ FP32 = "fp32"
 _FAMILIES = (VISIONLLM_V2, LLAMA)
 _LLM_PRECISIONS = (FP32, "int8", "int4", "int4-awq")
 _CACHE_TYPES = ("float32", "float16")
-_DETECTOR_PREFIX = "det_"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -176,26 +184,30 @@ class SuperlinkSpec:
 
 
 @dataclass(frozen=True)
-class DetectorSpec:
-    """Sizes of the object decoder; sizes in pixels, buckets (height, width)."""
-
-    buckets: tuple[tuple[Count, Count], ...]
-    shortest_edge: Count
-    longest_edge: Count
-    divisor: Count
-    max_text_len: Count
-    num_queries: Count
-
-
-@dataclass(frozen=True)
 class ModelSpec:
-    """What the runtime must know about the model; a language model alone has no `vision`."""
+    """What the runtime must know about the model; a language model alone has no `vision`.
+
+    Attributes:
+        llm: the language model.
+        superlink: what follows each routing token, and which decoder reads it.
+        embed_table: file of the embedding table.
+        vision: the vision encoder.
+        regions: whether questions may point at regions (stage `region_encoder`).
+        detector: the object decoder (stages `det_*`).
+        pose: the keypoint decoder (stages `pose_*`).
+        generation: pictures from words (stages `gen_*`).
+        editing: pictures from a picture and words (stages `edit_*`).
+    """
 
     llm: LlmSpec
     superlink: Mapping[str, SuperlinkSpec]
     embed_table: str
     vision: VisionSpec | None = None
+    regions: bool = False
     detector: DetectorSpec | None = None
+    pose: PoseSpec | None = None
+    generation: DiffusionSpec | None = None
+    editing: DiffusionSpec | None = None
 
 
 @dataclass(frozen=True)
@@ -213,10 +225,11 @@ class Normalization:
 
 @dataclass(frozen=True)
 class PreprocessSpec:
-    """Constants of the two image inputs: ``clip`` for values 0..1, ``detector`` for 0..255."""
+    """Constants of the image inputs: ``clip`` for values 0..1, the decoders' for 0..255."""
 
     clip: Normalization
     detector: Normalization | None = None
+    pose: Normalization | None = None
 
 
 @dataclass(frozen=True)
@@ -332,6 +345,10 @@ class Manifest:
         for name, link in self.model.superlink.items():
             if link.table is not None:
                 out[link.table] = f"model.superlink.{name}.table"
+        for name in ("generation", "editing"):
+            spec: DiffusionSpec | None = getattr(self.model, name)
+            if spec is not None:
+                out[spec.empty_prompt] = f"model.{name}.empty_prompt"
         for name, stage in self.stages.items():
             where = f"stages.{name}.variants"
             for variant in stage.variants:
@@ -345,22 +362,25 @@ class Manifest:
 
         Raises:
             BundleError: a family that is not known or lacks its part of the fields, a field that
-                names a file that ``files`` does not list, or a detector stage that has graphs for
-                other buckets than the detector.
+                names a file that ``files`` does not list, or a stage of the object or keypoint
+                decoder that has graphs for other buckets than the decoder.
         """
         self._check_family()
         for path, where in self.referenced_files().items():
             check_relative(path, f"manifest: {where}")
             if path not in self.files:
                 raise BundleError(f"manifest: {where} names {path!r}, which 'files' does not list")
-        sizes = set(self.model.detector.buckets) if self.model.detector else set()
-        for name, stage in self.stages.items():
-            have = {variant.bucket for variant in stage.variants}
-            if name.startswith(_DETECTOR_PREFIX) and have != sizes:
-                raise BundleError(
-                    f"manifest: stage {name!r} has graphs for buckets {sorted(map(str, have))}, "
-                    f"model.detector.buckets says {sorted(map(str, sizes))}"
-                )
+        for prefix, part in (("det_", "detector"), ("pose_", "pose")):
+            spec: DetectorSpec | PoseSpec | None = getattr(self.model, part)
+            sizes = set(spec.buckets) if spec else set()
+            for name, stage in self.stages.items():
+                have = {variant.bucket for variant in stage.variants}
+                if name.startswith(prefix) and have != sizes:
+                    raise BundleError(
+                        f"manifest: stage {name!r} has graphs for buckets "
+                        f"{sorted(map(str, have))}, model.{part}.buckets says "
+                        f"{sorted(map(str, sizes))}"
+                    )
 
     def _check_family(self) -> None:
         if self.family not in _FAMILIES:

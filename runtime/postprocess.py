@@ -13,7 +13,7 @@ import numpy.typing as npt
 from visionllm_edge.runtime.errors import BackendError
 from visionllm_edge.runtime.resize import bilinear_matrix
 
-__all__ = ["Selection", "masks", "select"]
+__all__ = ["Selection", "best_of_each", "masks", "select"]
 
 Float = npt.NDArray[np.float32]
 Int = npt.NDArray[np.int64]
@@ -23,7 +23,7 @@ _MASK_STRIDE = 4
 
 @dataclass(frozen=True)
 class Selection:
-    """The k best pairs of query and class, best first; all arrays have k rows.
+    """Chosen pairs of query and class; all arrays have k rows.
 
     Attributes:
         scores: float32 [k], 0..1.
@@ -61,11 +61,7 @@ def select(
     Raises:
         BackendError: the outputs hold values that are not numbers.
     """
-    if np.isnan(logits).any() or not np.isfinite(boxes).all():
-        raise BackendError(
-            "detector: its logits or boxes are not finite, so there is nothing to select from. "
-            "Run `visionllm-edge verify` on the bundle."
-        )
+    _require_numbers(logits, boxes)
     flat = logits.reshape(-1)
     keep = min(top_k, flat.size)
     if keep < 1:
@@ -79,13 +75,38 @@ def select(
     scores = _sigmoid(flat[order])
     order = order[scores >= threshold].astype(np.int64)
     queries, labels = np.divmod(order, logits.shape[1])
+    kept = scores[scores >= threshold]
+    return Selection(kept, labels, queries, _corners(boxes[queries], image_size))
+
+
+def best_of_each(logits: Float, boxes: Float, *, image_size: tuple[int, int]) -> Selection:
+    """The best query of every class, in the order of the classes, whatever its score.
+
+    Arguments and errors as :func:`select`. Of equal queries the first is taken.
+    """
+    _require_numbers(logits, boxes)
+    labels = np.arange(logits.shape[1], dtype=np.int64)
+    queries = np.argmax(logits, axis=0).astype(np.int64)
+    scores = _sigmoid(logits[queries, labels])
+    return Selection(scores, labels, queries, _corners(boxes[queries], image_size))
+
+
+def _require_numbers(logits: Float, boxes: Float) -> None:
+    if np.isnan(logits).any() or not np.isfinite(boxes).all():
+        raise BackendError(
+            "detector: its logits or boxes are not finite, so there is nothing to select from. "
+            "Run `visionllm-edge verify` on the bundle."
+        )
+
+
+def _corners(boxes: Float, image_size: tuple[int, int]) -> Float:
     height, width = image_size
-    centre_x, centre_y, w, h = boxes[queries].astype(np.float32).T
-    corners = np.stack(
+    centre_x, centre_y, w, h = boxes.astype(np.float32).T
+    corners: Float = np.stack(
         [centre_x - w / 2, centre_y - h / 2, centre_x + w / 2, centre_y + h / 2], axis=1
     )
     corners *= np.array([width, height, width, height], dtype=np.float32)
-    return Selection(scores[scores >= threshold], labels, queries, corners)
+    return corners
 
 
 def masks(

@@ -1,7 +1,8 @@
-"""From an RGB array to the inputs of the two image stages.
+"""From an RGB array to the inputs of the image stages.
 
-The vision encoder gets square tiles (anyres), the detector one picture in the smallest size bucket
-that holds it. Constants come from the manifest; nothing here knows a model or a backend.
+The vision encoder gets square tiles (anyres), the detector and the keypoint decoder one picture in
+the smallest size bucket that holds it. Constants come from the manifest; nothing here knows a model
+or a backend.
 
 Source: VisionLLM v2 (arXiv 2406.08394) and its published preprocessing.
 """
@@ -18,7 +19,15 @@ from PIL import Image
 from visionllm_edge.runtime.errors import ConfigError
 from visionllm_edge.runtime.resize import resize_bilinear
 
-__all__ = ["DetectorInput", "choose_grid", "clip_tiles", "detector_input", "grid_candidates"]
+__all__ = [
+    "DetectorInput",
+    "choose_grid",
+    "clip_tiles",
+    "detector_input",
+    "grid_candidates",
+    "pose_input",
+    "pose_size",
+]
 
 Rgb = npt.NDArray[np.uint8]
 Float = npt.NDArray[np.float32]
@@ -26,7 +35,7 @@ Float = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class DetectorInput:
-    """One picture as the detector wants it. All sizes are (height, width) in pixels.
+    """One picture as a decoder of objects wants it. All sizes are (height, width) in pixels.
 
     Attributes:
         pixels: float32 [1,3,H,W], normalised; zero to the right of and below ``valid_size``.
@@ -122,25 +131,78 @@ def detector_input(
         mean: per channel, for values 0..255.
         std: per channel, for values 0..255.
     """
-    for bucket in buckets:
-        if any(side < 1 or side % divisor for side in bucket):
-            raise ConfigError(
-                f"detector bucket {bucket}: expected two positive multiples of {divisor}"
-            )
     original = (image.shape[0], image.shape[1])
     scale = min(longest / max(original), shortest / min(original))
-    valid = _scaled(original, scale)
-    if buckets:
-        bucket = _bucket_for(valid, buckets)
-        if valid[0] > bucket[0] or valid[1] > bucket[1]:
-            valid = _fitted(original, bucket)
-    else:
-        bucket = (-(-valid[0] // divisor) * divisor, -(-valid[1] // divisor) * divisor)
+    valid, bucket = _placed(original, _scaled(original, scale), divisor, buckets)
     resized = image if valid == original else resize_bilinear(image, *valid)
+    return DetectorInput(_padded(resized, bucket, mean, std), valid, bucket, original)
+
+
+def pose_input(
+    image: Rgb,
+    *,
+    shortest: int,
+    longest: int,
+    divisor: int,
+    buckets: Sequence[tuple[int, int]],
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> DetectorInput:
+    """A picture for the keypoint decoder; arguments as :func:`detector_input`.
+
+    The size is rounded in another way (:func:`pose_size`), and the picture is resized by Pillow's
+    bilinear filter, which averages where it makes a picture smaller.
+
+    Source: VisionLLM v2 (arXiv 2406.08394), data of keypoints.
+    """
+    original = (image.shape[0], image.shape[1])
+    wanted = pose_size(original, shortest=shortest, longest=longest)
+    valid, bucket = _placed(original, wanted, divisor, buckets)
+    picture = Image.fromarray(image)
+    if valid != original:
+        picture = picture.resize((valid[1], valid[0]), Image.Resampling.BILINEAR)
+    pixels = _padded(np.asarray(picture), bucket, mean, std)
+    return DetectorInput(pixels, valid, bucket, original)
+
+
+def pose_size(size: tuple[int, int], *, shortest: int, longest: int) -> tuple[int, int]:
+    """The (height, width) to which the keypoint decoder's picture is resized.
+
+    The shorter side becomes ``shortest``, or, if the longer one would exceed ``longest`` then,
+    what brings that one to ``longest``, rounded. The longer side follows, cut to a whole number.
+    """
+    short, long = min(size), max(size)
+    if long / short * shortest > longest:
+        shortest = max(1, round(longest * short / long))
+    other = max(1, int(shortest * long / short))
+    return (shortest, other) if size[0] <= size[1] else (other, shortest)
+
+
+def _placed(
+    original: tuple[int, int],
+    wanted: tuple[int, int],
+    divisor: int,
+    buckets: Sequence[tuple[int, int]],
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The size of the picture inside its bucket, and the bucket."""
+    for bucket in buckets:
+        if any(side < 1 or side % divisor for side in bucket):
+            raise ConfigError(f"size bucket {bucket}: expected two positive multiples of {divisor}")
+    if not buckets:
+        return wanted, (-(-wanted[0] // divisor) * divisor, -(-wanted[1] // divisor) * divisor)
+    bucket = _bucket_for(wanted, buckets)
+    fits = wanted[0] <= bucket[0] and wanted[1] <= bucket[1]
+    return (wanted if fits else _fitted(original, bucket)), bucket
+
+
+def _padded(
+    resized: Rgb, bucket: tuple[int, int], mean: Sequence[float], std: Sequence[float]
+) -> Float:
+    """float32 [1,3,H,W], normalised; zeros to the right of and below the picture."""
     pixels = np.zeros((1, 3, *bucket), dtype=np.float32)
     content = _normalised(resized.astype(np.float32), mean, std)
-    pixels[0, :, : valid[0], : valid[1]] = content.transpose(2, 0, 1)
-    return DetectorInput(pixels, valid, bucket, original)
+    pixels[0, :, : resized.shape[0], : resized.shape[1]] = content.transpose(2, 0, 1)
+    return pixels
 
 
 def _bucket_for(size: tuple[int, int], buckets: Sequence[tuple[int, int]]) -> tuple[int, int]:

@@ -60,11 +60,16 @@ Segment = Text | Control | ImageSlot
 class Turn:
     """One exchange. ``answer`` is None for the turn that the model is to answer.
 
-    ``question`` is plain text; ``answer`` a tuple of segments (routing tokens are controls).
+    ``question`` is plain text, or segments where it points at regions; ``answer`` a tuple of
+    segments (routing tokens are controls).
     """
 
-    question: str
+    question: str | tuple[Segment, ...]
     answer: tuple[Segment, ...] | None = None
+
+    def asked(self) -> tuple[Segment, ...]:
+        """The question as segments."""
+        return (Text(self.question),) if isinstance(self.question, str) else self.question
 
 
 VICUNA, CHATML, PLAIN = "vicuna_v1", "chatml", "plain"
@@ -165,7 +170,7 @@ def conversation(
     return _merged(segments)
 
 
-def follow_up(question: str, template: str) -> tuple[Segment, ...]:
+def follow_up(question: str | tuple[Segment, ...], template: str) -> tuple[Segment, ...]:
     """What stands behind an answer that exists already as ids: its end token and the next turn.
 
     Raises:
@@ -181,8 +186,7 @@ def _vicuna(turn: Turn, system: str, image: tuple[Segment, ...]) -> Iterable[Seg
     if system:
         yield Text(f"{system} ")
     yield Text("USER: ")
-    yield from image
-    yield Text(f"{turn.question} ASSISTANT:")
+    yield from (*image, *turn.asked(), Text(" ASSISTANT:"))
     if turn.answer is not None:
         yield from (Text(" "), *turn.answer, _EOS)
 
@@ -190,14 +194,14 @@ def _vicuna(turn: Turn, system: str, image: tuple[Segment, ...]) -> Iterable[Seg
 def _chatml(turn: Turn, system: str, image: tuple[Segment, ...]) -> Iterable[Segment]:
     if system:
         yield from (_IM_START, Text(f"system\n{system}"), _IM_END, Text("\n"))
-    yield from (_IM_START, Text("user\n"), *image, Text(turn.question), _IM_END, Text("\n"))
+    yield from (_IM_START, Text("user\n"), *image, *turn.asked(), _IM_END, Text("\n"))
     yield from (_IM_START, Text("assistant\n"))
     if turn.answer is not None:
         yield from (*turn.answer, _IM_END, Text("\n"))
 
 
 def _plain(turn: Turn, system: str, image: tuple[Segment, ...]) -> Iterable[Segment]:
-    yield from (*image, Text(turn.question))
+    yield from (*image, *turn.asked())
     if turn.answer is not None:
         yield from (*turn.answer, _EOS)
 

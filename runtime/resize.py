@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["bilinear_matrix", "resize_bilinear"]
+__all__ = ["bilinear_matrix", "resize_bilinear", "touched_by_bilinear"]
 
 Float = npt.NDArray[np.float32]
 
@@ -37,6 +37,19 @@ def bilinear_matrix(size_in: int, size_out: int) -> Float:
     matrix[line, first] = 1.0 - weights
     matrix[line, second] += weights
     return matrix
+
+
+def touched_by_bilinear(
+    mask: npt.NDArray[np.bool_], height: int, width: int
+) -> npt.NDArray[np.bool_]:
+    """Where a 0/1 mask [H,W], resized to [height,width] and not rounded, is above zero."""
+    rows, next_rows, row_weights = _taps(mask.shape[0], height)
+    columns, next_columns, column_weights = _taps(mask.shape[1], width)
+    tall = mask[rows] | (mask[next_rows] & (row_weights > 0)[:, None])
+    touched: npt.NDArray[np.bool_] = tall[:, columns] | (
+        tall[:, next_columns] & (column_weights > 0)
+    )
+    return touched
 
 
 def _taps(size_in: int, size_out: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], Float]:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from visionllm_edge.benchmarks.foreign_load import busy_s
 from visionllm_edge.runtime.errors import BackendError
 
 __all__ = ["Finished", "import_path", "run_process"]
@@ -47,7 +48,7 @@ def run_process(
     Raises:
         BackendError: it cannot be started or fails; with its last lines.
     """
-    before, begin = _busy_s(), time.monotonic()
+    before, begin = busy_s(), time.monotonic()
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         try:
             process = subprocess.Popen(
@@ -65,7 +66,7 @@ def run_process(
             ended, status, usage = os.wait4(process.pid, os.WNOHANG)
         process.returncode = os.waitstatus_to_exitcode(status)
         wall_s = time.monotonic() - begin
-        foreign_s = _busy_s() - before - usage.ru_utime - usage.ru_stime
+        foreign_s = busy_s() - before - usage.ru_utime - usage.ru_stime
         out.seek(0)
         stdout = out.read().decode(errors="replace")
         err.seek(0)
@@ -100,10 +101,3 @@ def _peak_rss(pid: int) -> int:
         return 0
     found = [line for line in lines.splitlines() if line.startswith("VmHWM:")]
     return int(found[0].split()[1]) * 1024 if found else 0
-
-
-def _busy_s() -> float:
-    """Seconds of all cores that were not idle since the machine started, stolen ones included."""
-    fields = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()[1:9]
-    user, nice, system, _idle, _wait, irq, softirq, steal = map(int, fields)
-    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")

@@ -1,5 +1,8 @@
 """Layers of the object decoder: attention, deformable attention, fusion, encoder and decoder layer.
 
+The maths of each layer is a function of its modules: the keypoint decoder has the same layers under
+other key names.
+
 Letters: B batch, S flattened pixels of four levels, T class texts, Q queries, d model width,
 L levels, P points. Activations are ReLU, norms come after the residual (post-LN).
 Source: Grounding DINO, arXiv 2303.05499; deformable attention, arXiv 2010.04159.
@@ -9,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +23,21 @@ from visionllm_edge.export.components.modules import module_list
 from visionllm_edge.export.config import DetectorConfig
 from visionllm_edge.export.ops import ms_deform_attn
 
-__all__ = ["MLP", "DecoderLayer", "DeformableAttention", "EncoderLayer"]
+__all__ = [
+    "MLP",
+    "Attention",
+    "DecoderLayer",
+    "DecoderParts",
+    "DeformableAttention",
+    "EncoderLayer",
+    "FeedForward",
+    "FusionParts",
+    "Surroundings",
+    "decoder_layer",
+    "deformable_layer",
+    "enhance_text",
+    "fuse",
+]
 
 # Additive mask value: exp of it is 0 in fp32 and it is finite in fp16.
 _MASKED = -1e4
@@ -52,14 +70,16 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(dim, dim)
         nn.init.xavier_uniform_(self.in_proj_weight)
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Queries [B,Q,d], keys and values [B,K,d] to [B,Q,d]."""
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None) -> Tensor:
+        """Queries [B,Q,d], keys and values [B,K,d] to [B,Q,d]; `seen` bool [Q,K] or all."""
         wq, wk, wv = self.in_proj_weight.chunk(3)
         bq, bk, bv = self.in_proj_bias.chunk(3)
         q = _split(F.linear(q, wq, bq), self.heads)
         k = _split(F.linear(k, wk, bk), self.heads)
         v = _split(F.linear(v, wv, bv), self.heads)
         scores = torch.matmul(q, k.transpose(-1, -2)) * q.shape[-1] ** -0.5
+        if seen is not None:
+            scores = torch.where(seen, scores, _MASKED)
         out: Tensor = self.out_proj(_join(torch.matmul(torch.softmax(scores, dim=-1), v)))
         return out
 
@@ -128,12 +148,148 @@ class DeformableAttention(nn.Module):
         return result
 
 
-class _FusionAttention(nn.Module):
-    """Cross attention both ways between pixels and texts, from one score matrix."""
+@dataclass(frozen=True)
+class FusionParts:
+    """Modules of a fusion layer, whatever their key names are.
 
-    def __init__(self, dim: int, inner: int, heads: int) -> None:
+    Attributes:
+        heads: of the attention, over its inner width.
+        norms: of pixels and of texts.
+        scores: projections of pixels and of texts whose products are the scores.
+        values: projections of pixels and of texts to what the other side takes.
+        outs: from the inner width back, for pixels and for texts.
+        gains: factor per channel on what pixels and texts take.
+    """
+
+    heads: int
+    norms: tuple[nn.Module, nn.Module]
+    scores: tuple[nn.Module, nn.Module]
+    values: tuple[nn.Module, nn.Module]
+    outs: tuple[nn.Module, nn.Module]
+    gains: tuple[Tensor, Tensor]
+
+
+def fuse(parts: FusionParts, vision: Tensor, text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross attention both ways between pixels and texts, from one score matrix.
+
+    The residual is added to the normalised tensors.
+
+    Args:
+        parts: of the layer.
+        vision: [B,S,d].
+        text: [B,T,d].
+        mask: [S], 0 where a pixel is padding.
+    """
+    vision, text = parts.norms[0](vision), parts.norms[1](text)
+    q = _split(parts.scores[0](vision), parts.heads)
+    k = _split(parts.scores[1](text), parts.heads)
+    vision_values = _split(parts.values[0](vision), parts.heads)
+    text_values = _split(parts.values[1](text), parts.heads)
+    scores = torch.matmul(q, k.transpose(-1, -2)) * q.shape[-1] ** -0.5
+    to_vision = torch.matmul(torch.softmax(scores, dim=-1), text_values)
+    turned = scores.transpose(-1, -2) + (1 - mask) * _MASKED
+    to_text = torch.matmul(torch.softmax(turned, dim=-1), vision_values)
+    dv, dt = parts.outs[0](_join(to_vision)), parts.outs[1](_join(to_text))
+    return vision + parts.gains[0] * dv, text + parts.gains[1] * dt
+
+
+@dataclass(frozen=True)
+class FeedForward:
+    """Two linear layers with ReLU between them, and the norm behind the residual."""
+
+    first: nn.Module
+    second: nn.Module
+    norm: nn.Module
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[...,d] to [...,d]."""
+        out: Tensor = self.norm(x + self.second(F.relu(self.first(x))))
+        return out
+
+
+def enhance_text(attend: nn.Module, norm: nn.Module, dense: FeedForward, text: Tensor) -> Tensor:
+    """Self-attention among texts [B,T,d]: all are real classes that see each other."""
+    index = torch.arange(text.shape[1], device=text.device).to(torch.float32)
+    q = text + sine_embedding(index * (2 * math.pi), text.shape[-1], 10000.0)
+    return dense(norm(text + attend(q, q, text)))
+
+
+def deformable_layer(
+    attend: nn.Module,
+    norm: nn.Module,
+    dense: FeedForward,
+    x: Tensor,
+    positions: Tensor,
+    level: LevelGeometry,
+    geometry: Geometry,
+) -> Tensor:
+    """Pixels [B,S,d] look around themselves; positions [S,d] with level embedding."""
+    points = (level.reference[:, None] * level.valid_ratios[None])[None]
+    points = points.expand(x.shape[0], -1, -1, -1)
+    return dense(norm(x + attend(x + positions, points, x, level.mask, geometry)))
+
+
+@dataclass(frozen=True)
+class DecoderParts:
+    """Modules of a decoder layer, whatever their key names are; a norm follows each part."""
+
+    self_attend: nn.Module
+    self_norm: nn.Module
+    text_attend: nn.Module
+    text_norm: nn.Module
+    look: nn.Module
+    look_norm: nn.Module
+    dense: FeedForward
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What all decoder layers look at: memory [B,S,d], text [B,T,d], mask [S], sizes."""
+
+    memory: Tensor
+    text: Tensor
+    mask: Tensor
+    geometry: Geometry
+
+
+def decoder_layer(
+    parts: DecoderParts,
+    x: Tensor,
+    positions: Tensor,
+    reference: Tensor,
+    around: Surroundings,
+    *,
+    groups: int = 1,
+    seen: Tensor | None = None,
+) -> Tensor:
+    """Self-attention, text cross-attention, deformable cross-attention, FFN.
+
+    Args:
+        parts: of the layer.
+        x: queries [B,Q,d].
+        positions: [B,Q,d].
+        reference: [B,Q,L,4] boxes in units of the padded picture.
+        around: what they look at.
+        groups: equal groups of neighbouring queries that see only themselves; divides Q.
+        seen: bool [Q/groups, Q/groups], who sees whom in a group; default all.
+    """
+    batch, count, dim = x.shape
+    q = x + positions
+    if groups == 1:
+        attended = parts.self_attend(q, q, x, seen)
+    else:
+        shape = (batch * groups, count // groups, dim)
+        apart, value = q.reshape(shape), x.reshape(shape)
+        attended = parts.self_attend(apart, apart, value, seen).reshape(batch, count, dim)
+    x = parts.self_norm(x + attended)
+    x = parts.text_norm(x + parts.text_attend(x + positions, around.text, around.text))
+    attended = parts.look(x + positions, reference, around.memory, around.mask, around.geometry)
+    return parts.dense(parts.look_norm(x + attended))
+
+
+class _FusionAttention(nn.Module):
+    def __init__(self, dim: int, inner: int) -> None:
         super().__init__()
-        self.heads = heads
         self.vision_proj = nn.Linear(dim, inner)
         self.text_proj = nn.Linear(dim, inner)
         self.values_vision_proj = nn.Linear(dim, inner)
@@ -141,35 +297,29 @@ class _FusionAttention(nn.Module):
         self.out_vision_proj = nn.Linear(inner, dim)
         self.out_text_proj = nn.Linear(inner, dim)
 
-    def forward(self, vision: Tensor, text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        q = _split(self.vision_proj(vision), self.heads)
-        k = _split(self.text_proj(text), self.heads)
-        vision_values = _split(self.values_vision_proj(vision), self.heads)
-        text_values = _split(self.values_text_proj(text), self.heads)
-        scores = torch.matmul(q, k.transpose(-1, -2)) * q.shape[-1] ** -0.5
-        to_vision = torch.matmul(torch.softmax(scores, dim=-1), text_values)
-        turned = scores.transpose(-1, -2) + (1 - mask) * _MASKED
-        to_text = torch.matmul(torch.softmax(turned, dim=-1), vision_values)
-        return self.out_vision_proj(_join(to_vision)), self.out_text_proj(_join(to_text))
-
 
 class _Fusion(nn.Module):
     def __init__(self, config: DetectorConfig) -> None:
         super().__init__()
         d, eps = config.d_model, config.layer_norm_eps
+        self.heads = config.encoder_attention_heads // 2
         self.layer_norm_vision = nn.LayerNorm(d, eps=eps)
         self.layer_norm_text = nn.LayerNorm(d, eps=eps)
-        self.attn = _FusionAttention(
-            d, config.encoder_ffn_dim // 2, config.encoder_attention_heads // 2
-        )
+        self.attn = _FusionAttention(d, config.encoder_ffn_dim // 2)
         self.vision_param = nn.Parameter(torch.full((d,), 1e-4))
         self.text_param = nn.Parameter(torch.full((d,), 1e-4))
 
     def forward(self, vision: Tensor, text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        # The residual is added to the normalised tensors.
-        vision, text = self.layer_norm_vision(vision), self.layer_norm_text(text)
-        dv, dt = self.attn(vision, text, mask)
-        return vision + self.vision_param * dv, text + self.text_param * dt
+        attn = self.attn
+        parts = FusionParts(
+            heads=self.heads,
+            norms=(self.layer_norm_vision, self.layer_norm_text),
+            scores=(attn.vision_proj, attn.text_proj),
+            values=(attn.values_vision_proj, attn.values_text_proj),
+            outs=(attn.out_vision_proj, attn.out_text_proj),
+            gains=(self.vision_param, self.text_param),
+        )
+        return fuse(parts, vision, text, mask)
 
 
 class _TextEnhancer(nn.Module):
@@ -182,12 +332,8 @@ class _TextEnhancer(nn.Module):
         self.layer_norm_after = nn.LayerNorm(d, eps=eps)
 
     def forward(self, text: Tensor) -> Tensor:
-        # All texts are real classes that see each other: no mask is needed.
-        index = torch.arange(text.shape[1], device=text.device).to(torch.float32)
-        q = text + sine_embedding(index * (2 * math.pi), text.shape[-1], 10000.0)
-        text = self.layer_norm_before(text + self.self_attn(q, q, text))
-        out: Tensor = self.layer_norm_after(text + self.fc2(F.relu(self.fc1(text))))
-        return out
+        dense = FeedForward(self.fc1, self.fc2, self.layer_norm_after)
+        return enhance_text(self.self_attn, self.layer_norm_before, dense, text)
 
 
 class _DeformableLayer(nn.Module):
@@ -202,12 +348,12 @@ class _DeformableLayer(nn.Module):
         self.final_layer_norm = nn.LayerNorm(d, eps=eps)
 
     def forward(
-        self, x: Tensor, positions: Tensor, reference: Tensor, mask: Tensor, geometry: Geometry
+        self, x: Tensor, positions: Tensor, level: LevelGeometry, geometry: Geometry
     ) -> Tensor:
-        attended = self.self_attn(x + positions, reference, x, mask, geometry)
-        x = self.self_attn_layer_norm(x + attended)
-        out: Tensor = self.final_layer_norm(x + self.fc2(F.relu(self.fc1(x))))
-        return out
+        dense = FeedForward(self.fc1, self.fc2, self.final_layer_norm)
+        return deformable_layer(
+            self.self_attn, self.self_attn_layer_norm, dense, x, positions, level, geometry
+        )
 
 
 class EncoderLayer(nn.Module):
@@ -231,9 +377,7 @@ class EncoderLayer(nn.Module):
         """Vision [B,S,d], text [B,T,d], positions [S,d] with level embedding."""
         vision, text = self.fusion_layer(vision, text, level.mask)
         text = self.text_enhancer_layer(text)
-        points = (level.reference[:, None] * level.valid_ratios[None])[None]
-        points = points.expand(vision.shape[0], -1, -1, -1)
-        return self.deformable_layer(vision, positions, points, level.mask, geometry), text
+        return self.deformable_layer(vision, positions, level, geometry), text
 
 
 class DecoderLayer(nn.Module):
@@ -266,14 +410,17 @@ class DecoderLayer(nn.Module):
         geometry: Geometry,
     ) -> Tensor:
         """Queries x [B,Q,d], positions [B,Q,d], reference [B,Q,L,4] in padded units."""
-        q = x + positions
-        x = self.self_attn_layer_norm(x + self.self_attn(q, q, x))
-        attended = self.encoder_attn_text(x + positions, text, text)
-        x = self.encoder_attn_text_layer_norm(x + attended)
-        attended = self.encoder_attn(x + positions, reference, memory, mask, geometry)
-        x = self.encoder_attn_layer_norm(x + attended)
-        out: Tensor = self.final_layer_norm(x + self.fc2(F.relu(self.fc1(x))))
-        return out
+        parts = DecoderParts(
+            self_attend=self.self_attn,
+            self_norm=self.self_attn_layer_norm,
+            text_attend=self.encoder_attn_text,
+            text_norm=self.encoder_attn_text_layer_norm,
+            look=self.encoder_attn,
+            look_norm=self.encoder_attn_layer_norm,
+            dense=FeedForward(self.fc1, self.fc2, self.final_layer_norm),
+        )
+        around = Surroundings(memory, text, mask, geometry)
+        return decoder_layer(parts, x, positions, reference, around)
 
 
 def _split(x: Tensor, heads: int) -> Tensor:

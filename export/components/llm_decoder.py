@@ -9,6 +9,8 @@ Source: LLaMA, arXiv 2302.13971.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
@@ -17,7 +19,7 @@ from visionllm_edge.export.components.modules import module_list
 from visionllm_edge.export.config import LlmConfig
 from visionllm_edge.export.ops import cached_attention
 
-__all__ = ["Llama", "rope_tables"]
+__all__ = ["Layer", "Llama", "rope_tables"]
 
 
 def rope_tables(config: LlmConfig) -> tuple[Tensor, Tensor]:
@@ -78,8 +80,11 @@ class _MLP(nn.Module):
         return out
 
 
-class _Layer(nn.Module):
+class Layer(nn.Module):
+    """Attention and MLP, each behind a norm."""
+
     def __init__(self, config: LlmConfig) -> None:
+        """Build from the config."""
         super().__init__()
         self.self_attn = _Attention(config)
         self.mlp = _MLP(config)
@@ -91,7 +96,7 @@ class _Model(nn.Module):
     def __init__(self, config: LlmConfig) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = module_list(_Layer(config) for _ in range(config.num_hidden_layers))
+        self.layers = module_list(Layer(config) for _ in range(config.num_hidden_layers))
         self.norm = _RMSNorm(config.hidden_size, config.rms_norm_eps)
 
 
@@ -158,6 +163,10 @@ class Llama(nn.Module):
         hidden = self.model.norm(x)
         return (self.lm_head(hidden[0, logit_rows]), hidden, *present)
 
+    def layers(self) -> Iterable[Layer]:
+        """The layers in the order in which they run."""
+        return self.model.layers
+
     def teacher_forced(
         self, inputs_embeds: Tensor, *, mask: Tensor | None = None, positions: Tensor | None = None
     ) -> Tensor:
@@ -175,7 +184,7 @@ class Llama(nn.Module):
             positions = torch.arange(length)[None]
         cos, sin = self.cos[positions][:, None], self.sin[positions][:, None]
         x = inputs_embeds
-        for layer in self.model.layers:
+        for layer in self.layers():
             x = x + layer.self_attn.teacher_forced(layer.input_layernorm(x), cos, sin, mask)
             x = x + layer.mlp(layer.post_attention_layernorm(x))
         hidden: Tensor = self.model.norm(x)

@@ -9,9 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from visionllm_edge.export.components.diffusion import DiffusionBranch
 from visionllm_edge.export.components.geometry import Geometry
 from visionllm_edge.export.components.llm_decoder import Llama
 from visionllm_edge.export.components.object_decoder import ObjectDecoder
+from visionllm_edge.export.components.pose_decoder import PoseDecoder
+from visionllm_edge.export.components.region_encoder import RegionEncoder
 from visionllm_edge.export.components.vision_encoder import VisionTower, make_bridge
 from visionllm_edge.export.config import VisionLLMConfig
 
@@ -20,7 +23,6 @@ __all__ = [
     "DetDecoderStage",
     "DetEncoderStage",
     "DetMasksStage",
-    "VisionEncoderStage",
     "VisionLLM",
     "meta_model",
 ]
@@ -42,23 +44,17 @@ class VisionLLM(nn.Module):
         self.emb_embeddings_gen = nn.Embedding(config.num_embs_gen, dim)
         self.emb_embeddings_edit = nn.Embedding(config.num_embs_gen, dim)
         self.gdino = ObjectDecoder(config.detector)
+        if config.use_region_encoder:
+            self.region_encoder = RegionEncoder(config)
+        if config.pose is not None:
+            self.unipose = PoseDecoder(config.pose)
+        if config.generation is not None:
+            self.sd = DiffusionBranch(config.generation)
+        if config.editing is not None:
+            self.ip2p = DiffusionBranch(config.editing)
 
     def image_tokens(self, pixels: Tensor) -> Tensor:
         """Tiles [n,3,I,I] to image tokens [n,P,D]."""
-        out: Tensor = self.vl_bridge(self.vis_encoder(pixels))
-        return out
-
-
-class VisionEncoderStage(nn.Module):
-    """Stage ``vision_encoder``: pixels [n,3,I,I] to image_tokens [n,P,D]."""
-
-    def __init__(self, model: VisionLLM) -> None:
-        """Share the model's weights."""
-        super().__init__()
-        self.vis_encoder, self.vl_bridge = model.vis_encoder, model.vl_bridge
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """See the class."""
         out: Tensor = self.vl_bridge(self.vis_encoder(pixels))
         return out
 

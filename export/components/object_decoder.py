@@ -29,30 +29,19 @@ from visionllm_edge.export.components.geometry import (
     Geometry,
     LevelGeometry,
     inverse_sigmoid,
-    sine_embedding,
 )
 from visionllm_edge.export.components.modules import module_list
+from visionllm_edge.export.components.queries import (
+    Proposals,
+    best_proposals,
+    box_embedding,
+    flatten_levels,
+    level_positions,
+)
 from visionllm_edge.export.components.swin import SwinBackbone
 from visionllm_edge.export.config import DetectorConfig
 
 __all__ = ["DecoderOutput", "ObjectDecoder", "Proposals"]
-
-_TWO_PI = 6.283185307179586
-
-
-@dataclass(frozen=True)
-class Proposals:
-    """Two-stage candidates, one per pixel of the pyramid.
-
-    Attributes:
-        scores: [B,S,T] logits against every text.
-        box_logits: [B,S,4] boxes before the sigmoid.
-        top: [B,Q] int64 indices of the chosen ones, best first.
-    """
-
-    scores: Tensor
-    box_logits: Tensor
-    top: Tensor
 
 
 @dataclass(frozen=True)
@@ -176,13 +165,8 @@ class ObjectDecoder(nn.Module):
             memory [B,S,d] and text [B,T,d].
         """
         level = self.levels(valid_size, geometry)
-        projections = self.model.input_proj_vision
-        maps = [projections[i](m) for i, m in enumerate((map2, map3, map4, map4))]
-        memory = torch.cat([m.flatten(2) for m in maps], dim=2).transpose(1, 2)
-        embeds = [
-            self.model.level_embed[i].expand(h * w, -1) for i, (h, w) in enumerate(geometry.shapes)
-        ]
-        positions = level.positions + torch.cat(embeds)
+        memory = flatten_levels(self.model.input_proj_vision, (map2, map3, map4))
+        positions = level_positions(level, self.model.level_embed, geometry)
         text = self.patch2query(text_states).mean(dim=2)
         for layer in self.model.encoder.layers:
             memory, text = layer(memory, text, positions, level, geometry)
@@ -190,12 +174,14 @@ class ObjectDecoder(nn.Module):
 
     def propose(self, memory: Tensor, text: Tensor, level: LevelGeometry) -> Proposals:
         """Score every pixel against every text and pick the best ``num_queries``."""
-        usable = memory * level.proposals_ok[None, :, None]
-        features = self.model.enc_output_norm(self.model.enc_output(usable))
-        scores = torch.matmul(features, text.transpose(1, 2))
-        box_logits = self.model.encoder_output_bbox_embed(features) + level.proposals
-        top = torch.topk(scores.amax(dim=-1), self.config.num_queries, dim=1).indices
-        return Proposals(scores, box_logits, top)
+        return best_proposals(
+            memory,
+            text,
+            level,
+            features=lambda x: self.model.enc_output_norm(self.model.enc_output(x)),
+            boxes=self.model.encoder_output_bbox_embed,
+            count=self.config.num_queries,
+        )
 
     def decode(
         self, memory: Tensor, text: Tensor, valid_size: Tensor, geometry: Geometry
@@ -226,7 +212,7 @@ class ObjectDecoder(nn.Module):
         for i, layer in enumerate(decoder.layers):
             reference = boxes[:, :, None] * ratios
             positions = decoder.reference_points_head(
-                _box_embedding(reference[:, :, 0], self.config.d_model)
+                box_embedding(reference[:, :, 0], self.config.d_model)
             )
             x = layer(x, positions, reference, memory, text, level.mask, geometry)
             final = i == len(decoder.layers) - 1
@@ -256,9 +242,3 @@ class ObjectDecoder(nn.Module):
         embedding = self.mask_embed[-1](queries)
         flat = torch.matmul(embedding, pixels.flatten(2))
         return flat.view(flat.shape[0], flat.shape[1], pixels.shape[2], pixels.shape[3])
-
-
-def _box_embedding(boxes: Tensor, dim: int) -> Tensor:
-    """Sine embedding [B,Q,2d] of boxes [B,Q,4] (cx, cy, w, h), in the order (cy, cx, w, h)."""
-    turned = torch.stack([boxes[..., i] for i in (1, 0, 2, 3)], dim=-1)
-    return sine_embedding(turned * _TWO_PI, dim // 2, 10000.0).flatten(-2)

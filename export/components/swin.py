@@ -21,7 +21,13 @@ from torch.nn import functional as F  # noqa: N812
 from visionllm_edge.export.components.modules import module_list
 from visionllm_edge.export.config import SwinConfig
 
-__all__ = ["SwinBackbone"]
+__all__ = [
+    "PatchMerging",
+    "SwinBackbone",
+    "attend_in_windows",
+    "relative_index",
+    "window_attention",
+]
 
 
 class SwinBackbone(nn.Module):
@@ -85,16 +91,20 @@ class _Stage(nn.Module):
             _Block(config, dim, config.num_heads[index], shift=config.window_size // 2 * (j % 2))
             for j in range(config.depths[index])
         )
-        self.downsample = None if last else _PatchMerging(dim)
+        self.downsample = None if last else PatchMerging(dim)
 
 
-class _PatchMerging(nn.Module):
+class PatchMerging(nn.Module):
+    """Halve a map's sides and double its width."""
+
     def __init__(self, dim: int) -> None:
+        """Input width ``dim``."""
         super().__init__()
         self.norm = nn.LayerNorm(4 * dim)
         self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B,H,W,C] to [B,ceil(H/2),ceil(W/2),2C]."""
         height, width = x.shape[1], x.shape[2]
         if height % 2 or width % 2:
             x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
@@ -115,28 +125,40 @@ class _Block(nn.Module):
         self.output = _Dense(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, height, width, dim = x.shape
-        w = self.window
-        y = self.layernorm_before(x)
-        padded_h, padded_w = -(-height // w) * w, -(-width // w) * w
-        y = F.pad(y, (0, 0, 0, padded_w - width, 0, padded_h - height))
-        if self.shift:
-            y = torch.roll(y, (-self.shift, -self.shift), dims=(1, 2))
-        rows, cols = padded_h // w, padded_w // w
-        windows = y.view(batch, rows, w, cols, w, dim).permute(0, 1, 3, 2, 4, 5)
-        windows = windows.reshape(batch, rows * cols, w * w, dim)
-        mask = None
-        if self.shift:
-            mask = torch.from_numpy(_shift_mask(padded_h, padded_w, w, self.shift))
-        y = self.attention(windows, mask)
-        y = y.view(batch, rows, cols, w, w, dim).permute(0, 1, 3, 2, 4, 5)
-        y = y.reshape(batch, padded_h, padded_w, dim)
-        if self.shift:
-            y = torch.roll(y, (self.shift, self.shift), dims=(1, 2))
-        x = x + y[:, :height, :width]
+        y = attend_in_windows(self.layernorm_before(x), self.attention, self.window, self.shift)
+        x = x + y
         hidden = F.gelu(self.intermediate(self.layernorm_after(x)))
         out: Tensor = x + self.output(hidden)
         return out
+
+
+def attend_in_windows(x: Tensor, attention: nn.Module, window: int, shift: int) -> Tensor:
+    """Cut a map into windows, attend in each, and put it together again.
+
+    Args:
+        x: [B,H,W,C], normalised.
+        attention: windows [B,N,w*w,C] and an additive mask [N,w*w,w*w] or None to windows.
+        window: w, the side of a window in pixels.
+        shift: by how many pixels the windows are moved; 0 for none.
+    """
+    batch, height, width, dim = x.shape
+    w = window
+    padded_h, padded_w = -(-height // w) * w, -(-width // w) * w
+    y = F.pad(x, (0, 0, 0, padded_w - width, 0, padded_h - height))
+    if shift:
+        y = torch.roll(y, (-shift, -shift), dims=(1, 2))
+    rows, cols = padded_h // w, padded_w // w
+    windows = y.view(batch, rows, w, cols, w, dim).permute(0, 1, 3, 2, 4, 5)
+    windows = windows.reshape(batch, rows * cols, w * w, dim)
+    mask = None
+    if shift:
+        mask = torch.from_numpy(_shift_mask(padded_h, padded_w, w, shift))
+    y = attention(windows, mask)
+    y = y.view(batch, rows, cols, w, w, dim).permute(0, 1, 3, 2, 4, 5)
+    y = y.reshape(batch, padded_h, padded_w, dim)
+    if shift:
+        y = torch.roll(y, (shift, shift), dims=(1, 2))
+    return y[:, :height, :width]
 
 
 class _Dense(nn.Module):
@@ -170,24 +192,42 @@ class _WindowAttention(nn.Module):
         self.key = nn.Linear(dim, dim)
         self.value = nn.Linear(dim, dim)
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, heads))
-        self.register_buffer("index", _relative_index(window), persistent=False)
+        self.register_buffer("index", relative_index(window), persistent=False)
 
     def forward(self, windows: Tensor, mask: Tensor | None) -> Tensor:
         """Windows [B,N,w*w,C], mask [N,w*w,w*w] additive or None."""
-        batch, count, length, dim = windows.shape
-        shape = (batch, count, length, self.heads, dim // self.heads)
-        q = self.query(windows).view(shape).transpose(2, 3)
-        k = self.key(windows).view(shape).transpose(2, 3)
-        v = self.value(windows).view(shape).transpose(2, 3)
         bias = self.relative_position_bias_table[self.index].permute(2, 0, 1)[None]
-        if mask is not None:
-            bias = bias + mask[:, None].to(bias)
-        scores = torch.matmul(q, k.transpose(-1, -2)) * (dim // self.heads) ** -0.5
-        context = torch.matmul(torch.softmax(scores + bias[None], dim=-1), v)
-        return context.transpose(2, 3).reshape(batch, count, length, dim)
+        q, k, v = self.query(windows), self.key(windows), self.value(windows)
+        return window_attention(q, k, v, bias, mask, self.heads)
 
 
-def _relative_index(window: int) -> Tensor:
+def window_attention(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor, mask: Tensor | None, heads: int
+) -> Tensor:
+    """Attention inside each window.
+
+    Args:
+        q: [B,N,w*w,C], as are `k` and `v`.
+        k: see q.
+        v: see q.
+        bias: [1,heads,w*w,w*w], by relative position.
+        mask: [N,w*w,w*w] additive, or None.
+        heads: of the attention.
+    """
+    batch, count, length, dim = q.shape
+    shape = (batch, count, length, heads, dim // heads)
+    q = q.view(shape).transpose(2, 3)
+    k = k.view(shape).transpose(2, 3)
+    v = v.view(shape).transpose(2, 3)
+    if mask is not None:
+        bias = bias + mask[:, None].to(bias)
+    scores = torch.matmul(q, k.transpose(-1, -2)) * (dim // heads) ** -0.5
+    context = torch.matmul(torch.softmax(scores + bias[None], dim=-1), v)
+    return context.transpose(2, 3).reshape(batch, count, length, dim)
+
+
+def relative_index(window: int) -> Tensor:
+    """Row of the bias table for each pair of a window's pixels, int64 [w*w,w*w]."""
     axis = torch.arange(window)
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     y, x = y.flatten(), x.flatten()

@@ -15,6 +15,7 @@ from visionllm_edge.export.passes.clear_metadata import clear_metadata
 from visionllm_edge.export.passes.drop_dead_code import drop_dead_code
 from visionllm_edge.export.passes.fold_constants import fold_constants
 from visionllm_edge.export.passes.merge_duplicates import merge_duplicates
+from visionllm_edge.export.passes.name_by_module import name_by_module
 from visionllm_edge.export.passes.split_constants import split_constants
 
 __all__ = ["CANONICAL_PASSES", "GraphPass"]
@@ -22,6 +23,7 @@ __all__ = ["CANONICAL_PASSES", "GraphPass"]
 GraphPass = Callable[[ir.Model], int]
 
 CANONICAL_PASSES: tuple[GraphPass, ...] = (
+    name_by_module,  # before the notes that it reads are gone
     clear_metadata,
     split_constants,  # before folding, which then sees the parts as constants
     fold_constants,

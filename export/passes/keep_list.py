@@ -9,6 +9,8 @@ range                powers, means, sums, roots, logarithms, exponentials, sines
                      norms: squares overflow fp16 and sums lose what was added
 geometry             what integers become (sizes, masks, positions): an fp16 pixel number is only
                      exact up to 2048
+phase                from a sine or cosine back to float inputs of the graph, where nothing but
+                     elementwise nodes lie between (a time step times a frequency)
 widened              what an explicit Cast to fp32 asks for (bodies of semantic operators)
 locations            from the sampling locations of a semantic operator back to the nearest weights
 scores               products of two computed tensors that are no ordinary attention: class scores,
@@ -73,6 +75,9 @@ def keep_list(model: ir.Model, half: ir.DataType) -> dict[ir.Node, str]:
             for value in fp32_inputs(node):
                 for earlier in _back(value, stop=HEAVY):
                     keep.setdefault(earlier, "locations")
+        elif node.op_type in ("Sin", "Cos") and node.inputs[0] is not None:
+            for earlier in _phase(node.inputs[0]):
+                keep.setdefault(earlier, "phase")
         elif node.op_type == "TopK" and node.inputs[0] is not None:
             for earlier in _back(node.inputs[0], stop=frozenset()):
                 keep.setdefault(earlier, "selection")
@@ -184,6 +189,17 @@ def fp32_inputs(node: ir.Node) -> list[ir.Value]:
         for value, port in zip(node.inputs, ports, strict=True)
         if value is not None and set(port.dtypes) == {"float32"}
     ]
+
+
+def _phase(value: ir.Value) -> list[ir.Node]:
+    """Nodes behind an angle that comes from the graph's inputs alone; none where weights mix in."""
+    nodes = _back(value, stop=frozenset())
+    for node in nodes:
+        producers = [given.producer() for given in node.inputs if given is not None]
+        semantic = any(producer and producer.domain == DOMAIN for producer in producers)
+        if semantic or node.op_type in HEAVY or node.op_type == "TopK":
+            return []
+    return nodes
 
 
 def _back(value: ir.Value, *, stop: frozenset[str]) -> list[ir.Node]:

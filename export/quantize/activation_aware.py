@@ -2,15 +2,16 @@
 
 1. The sequences run through the layer as it is; what every linear reads is collected.
 2. Scales are searched and folded into what stands before each linear (`scale_search`).
-3. Codes are rounded. The step of a block is the one with the smallest error of the block's output,
-   which clips its largest weights where that is better. This is done for queries and keys too: the
-   paper leaves them out of its clip search, but on SmolLM2 the divergence from the model that was
-   quantised is 5 to 11 % smaller with them.
+3. Codes are rounded, and later columns make up for the errors of earlier ones (`compensation`). The
+   step of a block is the one with the smallest error of the block's output, which clips its largest
+   weights where that is better. This is done for queries and keys too: the paper leaves them out of
+   its clip search, but on SmolLM2 the divergence from the model that was quantised is 5 to 11 %
+   smaller with them.
 
 The layers behind see what the layer made of the sequences before it was quantised: one run through
 each layer, and a search that does not depend on how well earlier layers came out.
 
-Source: AWQ, arXiv 2306.00978.
+Source: AWQ, arXiv 2306.00978; GPTQ, arXiv 2210.17323.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ import torch
 from numpy.typing import NDArray
 
 from visionllm_edge.export.quantize.activations import Activations
+from visionllm_edge.export.quantize.compensation import compensated_blocks
 from visionllm_edge.export.quantize.layer import LINEARS, LayerRunner, layer_names, read_layer
-from visionllm_edge.export.quantize.matrix import BlockQuantized, quantize_blocks
+from visionllm_edge.export.quantize.matrix import BlockQuantized
 from visionllm_edge.export.quantize.policy import LlmPrecision, block_for
 from visionllm_edge.export.quantize.scale_search import fold, search_scales, shared_channels
 
@@ -95,5 +97,6 @@ class ActivationAware:
                 content[official[name]] = array
                 continue
             products = inputs[reads[name]].products
-            content[official[name]] = quantize_blocks(array, precision.bits, block, products)
+            assert products is not None, "its channels can be cut into blocks"
+            content[official[name]] = compensated_blocks(array, precision.bits, block, products)
         return content, f"; error of outputs against no scales: {', '.join(gains)}"

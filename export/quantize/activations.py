@@ -4,7 +4,7 @@
 kept      shape                from
 ========  ===================  ===================================================================
 size      [K]                  all rows: mean magnitude of every input channel
-products  [K/G, G, G]          all rows: x x^T within every block, the weight of an error there
+products  [K, K]               all rows: x x^T, the weight of an error and of what makes up for it
 rows      [R, K]               a sample spread evenly over all rows, for the scale search
 ========  ===================  ===================================================================
 """
@@ -34,8 +34,8 @@ class LinearInput:
 
     Attributes:
         size: mean magnitude per channel [K].
-        products: sum of x x^T per block [K/G,G,G], divided by the number of rows; None where the
-            channels cannot be cut into blocks.
+        products: mean of x x^T over the rows [K,K]; None where the channels cannot be cut into
+            blocks.
         rows: sampled rows [R,K].
     """
 
@@ -47,8 +47,7 @@ class LinearInput:
         """The same with every channel divided by its scale [K]."""
         products = self.products
         if products is not None:
-            blocks = scales.reshape(products.shape[0], products.shape[1])
-            products = products / (blocks[:, :, None] * blocks[:, None, :])
+            products = products / (scales[:, None] * scales[None, :])
         return LinearInput(self.size / scales, products, self.rows / scales)
 
 
@@ -72,12 +71,8 @@ class Activations:
     def watch(self, name: str, rows: Tensor) -> None:
         """Take the rows [T,K] that a linear reads."""
         columns = rows.shape[1]
-        block = block_for(columns, self._block_size)
         size = rows.abs().sum(dim=0)
-        products = None
-        if block is not None:
-            blocks = rows.view(len(rows), -1, block).transpose(0, 1)
-            products = blocks.transpose(1, 2) @ blocks
+        products = None if block_for(columns, self._block_size) is None else rows.T @ rows
         if name not in self._size:
             self._size[name], self._products[name] = size, products
         else:

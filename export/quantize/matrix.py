@@ -28,7 +28,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["BITS", "BlockQuantized", "pack", "quantize_blocks", "round_blocks", "unpack"]
+__all__ = [
+    "BITS",
+    "BlockQuantized",
+    "code_range",
+    "pack",
+    "quantize_blocks",
+    "round_blocks",
+    "unpack",
+]
 
 BITS = (4, 8)
 DIVISORS = {4: (7.0, 7.5, 8.0, 8.5, 9.0), 8: (127.0,)}
@@ -208,8 +216,12 @@ def _codes(blocks: Float, scales: NDArray[np.float16], bits: int) -> Float:
     """Nearest codes, as floats."""
     codes = blocks * (np.float32(1.0) / scales[..., None].astype(np.float32))
     np.rint(codes, out=codes)
-    low, high = (-8.0, 7.0) if bits == 4 else (-127.0, 127.0)
-    return np.clip(codes, low, high, out=codes)
+    return np.clip(codes, *code_range(bits), out=codes)
+
+
+def code_range(bits: int) -> tuple[float, float]:
+    """Smallest and largest code."""
+    return (-8.0, 7.0) if bits == 4 else (-127.0, 127.0)
 
 
 def pack(codes: NDArray[np.int8], bits: int) -> NDArray[np.uint8]:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from visionllm_edge.export.components.model import VisionEncoderStage, VisionLLM
+from visionllm_edge.export.components.model import VisionLLM
 from visionllm_edge.export.llm.weights import EMBEDDING
 from visionllm_edge.export.preprocessing import PREPROCESS
 from visionllm_edge.export.quantize.calibration import (
@@ -127,7 +127,7 @@ def _image(model: VisionLLM, rgb: NDArray[np.uint8]) -> Float:
     size = model.config.vision.image_size
     tiles = clip_tiles(rgb, image_size=size, max_tiles=1, mean=clip.mean, std=clip.std)
     with torch.no_grad():
-        tokens = VisionEncoderStage(model)(torch.from_numpy(tiles))
+        tokens = model.image_tokens(torch.from_numpy(tiles))
     rows: Float = tokens[0].float().numpy()
     return rows
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,10 +18,11 @@ from torch import Tensor
 from visionllm_edge.export.components.geometry import Geometry
 from visionllm_edge.export.components.model import VisionLLM
 from visionllm_edge.export.preprocessing import PREPROCESS
+from visionllm_edge.export.stages.clear_order import rows_in_clear_order
 from visionllm_edge.runtime.preprocess import clip_tiles, detector_input
 from visionllm_edge.runtime.shapes_world import make_scene
 
-__all__ = ["Case", "Examples"]
+__all__ = ["Case", "Examples", "LanguageRows"]
 
 _SEED = 20_240_608
 # No scene of the shapes world is made larger than this; it is scaled up for larger buckets.
@@ -28,6 +30,10 @@ _SCENE_SIDE_PX = 192
 # Seeds 1 and 3 belong to the cache and to the decoder's step.
 _TEXT_SEED = 10
 _ATTEMPTS = 8
+# Hidden states are made in blocks of rows: the beginning of a sequence serves every shorter one.
+_BLOCK_ROWS = 128
+# With more queries than this no question has a clear order: the memory is given one.
+_MANY_QUERIES = 100
 # Scores of a stage are right to about 1e-6 of their scale.
 _CLEAR_MARGIN = 1e-4
 
@@ -46,6 +52,7 @@ class Case:
         texts: classes of a detector question.
         picks: queries whose masks are wanted.
         fill: share of the bucket that is picture, per side.
+        regions: masks of one picture.
     """
 
     tiles: int = 2
@@ -57,17 +64,51 @@ class Case:
     texts: int = 3
     picks: int = 4
     fill: float = 0.8
+    regions: int = 3
+
+
+class LanguageRows(Protocol):
+    """What examples need of the language model."""
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Rows of the embedding table [s,D] of ids int64 [s]."""
+        ...
+
+    def hidden(self, rows: Tensor) -> Tensor:
+        """Hidden states [1,s,D] of embedded rows [1,s,D], after the final norm."""
+        ...
+
+
+class _LoadedLanguage:
+    """The language model of a model in memory."""
+
+    def __init__(self, model: VisionLLM) -> None:
+        self._llm = model.llm
+
+    def embed(self, ids: Tensor) -> Tensor:
+        rows: Tensor = self._llm.get_submodule("model.embed_tokens")(ids)
+        return rows
+
+    def hidden(self, rows: Tensor) -> Tensor:
+        return self._llm.teacher_forced(rows)
 
 
 class Examples:
-    """Makes and remembers example tensors of one model."""
+    """Makes and remembers example tensors of one model.
 
-    def __init__(self, model: VisionLLM) -> None:
+    Args:
+        model: in memory, or a streamed one, whose parts come when they are asked for.
+        language: the language model where it is not in memory with the rest.
+    """
+
+    def __init__(self, model: VisionLLM, language: LanguageRows | None = None) -> None:
         """Nothing is computed yet."""
         self.model = model.eval()
         self.config = model.config
+        self._language = _LoadedLanguage(model) if language is None else language
         self.maps = lru_cache(maxsize=2)(self._maps)
         self.encoded = lru_cache(maxsize=4)(self._encoded)
+        self.hidden_blocks = lru_cache(maxsize=32)(self._hidden_blocks)
 
     def tiles(self, count: int) -> Tensor:
         """CLIP-normalised tiles [n,3,I,I] of different scenes."""
@@ -84,9 +125,7 @@ class Examples:
         """Rows of the embedding table [1,s,D]."""
         ids = np.random.default_rng((_SEED, seed)).integers(3, self.config.llm.vocab_size, rows)
         with torch.no_grad():
-            embed = self.model.llm.get_submodule("model.embed_tokens")
-            rows_sd: Tensor = embed(torch.from_numpy(ids))
-            return rows_sd[None]
+            return self._language.embed(torch.from_numpy(ids))[None]
 
     def cache(self, length: int, capacity: int) -> list[Tensor]:
         """Key and value buffers [1,KV,C,Dh] of every layer, `length` rows of them filled."""
@@ -108,9 +147,17 @@ class Examples:
     def text_states(self, texts: int, seed: int = _TEXT_SEED) -> Tensor:
         """Hidden states [1,T,N,D] of T groups of N rows."""
         rows = self.config.num_embs
+        return self.language_states(texts * rows, seed).reshape(1, texts, rows, -1)
+
+    def language_states(self, rows: int, seed: int) -> Tensor:
+        """Hidden states [1,s,D] of random tokens, after the final norm."""
+        blocks = -(-rows // _BLOCK_ROWS)
+        return self.hidden_blocks(blocks, seed)[:, :rows]
+
+    def _hidden_blocks(self, blocks: int, seed: int) -> Tensor:
+        rows = min(blocks * _BLOCK_ROWS, self.config.llm.max_position_embeddings)
         with torch.no_grad():
-            hidden = self.model.llm.teacher_forced(self.embeddings(texts * rows, seed=seed))
-        return hidden.reshape(1, texts, rows, -1)
+            return self._language.hidden(self.embeddings(rows, seed))
 
     def valid_size(self, bucket: tuple[int, int], fill: float) -> Tensor:
         """int64 [2], height and width of the picture inside the bucket."""
@@ -150,14 +197,16 @@ class Examples:
 
         The best proposals become queries in the order of their scores. Where two scores differ by
         a rounding error, two right implementations may take them in another order and answer
-        differently, so the question with the clearest order out of a few is taken.
+        differently, so the question with the clearest order out of a few is taken. Where there are
+        hundreds of queries no question has one, and the memory is given it.
         """
         geometry, size = Geometry(*bucket), self.valid_size(bucket, fill)
         gdino = self.model.gdino
+        many = self.config.detector.num_queries > _MANY_QUERIES
         best: tuple[float, Tensor, Tensor] | None = None
         with torch.no_grad():
             _, *maps = self.maps(bucket, fill)
-            for attempt in range(_ATTEMPTS):
+            for attempt in range(1 if many else _ATTEMPTS):
                 states = self.text_states(texts, seed=_TEXT_SEED + attempt)
                 memory, text = gdino.encode(maps[0], maps[1], maps[2], size, states, geometry)
                 margin = self._margin(memory, text, size, geometry)
@@ -166,7 +215,9 @@ class Examples:
                 if margin >= _CLEAR_MARGIN:
                     break
             assert best is not None, "at least one attempt"
-            _, memory, text = best
+            margin, memory, text = best
+            if margin < _CLEAR_MARGIN:
+                memory = self._in_clear_order(memory, text, size, geometry)
             queries, _, _ = gdino.decode(memory, text, size, geometry)
         return memory, text, queries
 
@@ -186,6 +237,17 @@ class Examples:
         if len(steps) == 0:
             return float("inf")
         return float(steps.min() / scores.abs().max())
+
+    def _in_clear_order(
+        self, memory: Tensor, text: Tensor, size: Tensor, geometry: Geometry
+    ) -> Tensor:
+        """The memory with the features of doubtful proposals replaced; see `clear_order`."""
+        level = self.model.gdino.levels(size, geometry)
+        scores = self.model.gdino.propose(memory, text, level).scores.amax(dim=-1)[0]
+        count = min(len(scores), self.config.detector.num_queries + 1)
+        step = _CLEAR_MARGIN * float(scores.abs().max())
+        rows = rows_in_clear_order(scores, level.proposals_ok > 0, count, step=step)
+        return memory[:, rows]
 
     @staticmethod
     def _scene(index: int, width: int, height: int) -> np.ndarray:

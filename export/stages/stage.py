@@ -31,7 +31,7 @@ class Stage(ABC):
     Attributes:
         name: in the manifest.
         opset: default-domain opset of the canonical graph.
-        bucketed: whether there is one graph per size bucket of the detector.
+        bucketed: whether there is one graph per size bucket; see `bucket_list`.
         weight_prefixes: beginnings of the checkpoint keys that the stage's weights come from.
         trace_case: sizes to trace at; every dynamic axis has length 2 or more.
         check_cases: other sizes to run and compare at; the shortest the runtime asks for is one.
@@ -43,6 +43,14 @@ class Stage(ABC):
     weight_prefixes: ClassVar[tuple[str, ...]]
     trace_case: ClassVar[Case]
     check_cases: ClassVar[tuple[Case, ...]]
+
+    def wanted(self, config: VisionLLMConfig) -> bool:
+        """Whether a checkpoint with this config has the stage."""
+        return True
+
+    def bucket_list(self, config: VisionLLMConfig) -> list[Bucket | None]:
+        """One entry per graph: the buckets of the object decoder, or None for a single graph."""
+        return [*config.deployment.det_buckets] if self.bucketed else [None]
 
     @abstractmethod
     def ports(self, config: VisionLLMConfig) -> StagePorts:

@@ -2,14 +2,72 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
-__all__ = ["tiny_config"]
+from visionllm_edge.export.tiny.picture_sizes import TIED_PREFIXES, branch_section
+from visionllm_edge.export.tiny.pose_sizes import tiny_unipose
+
+__all__ = ["PARTS", "deployment_fields", "part_fields", "tiny_config"]
+
+PARTS = ("regions", "pose", "generation", "editing")
+"""What the model may have beside language and objects."""
+
+_WIDTH = 192
+_SIDES = {"shortest_edge": 128, "longest_edge": 192}
+_BUCKETS = [[128, 128], [128, 192], [192, 128]]
 
 
-def tiny_config(vocab_size: int) -> dict[str, Any]:
-    """``config.json`` of the tiny checkpoint, in the official composite layout."""
-    dim = 192
+def part_fields(
+    parts: Collection[str], llm_width: int = _WIDTH, *, scaling_factor: float = 1.0
+) -> dict[str, Any]:
+    """What ``config.json`` says about the parts.
+
+    Args:
+        parts: which of `PARTS` the model has.
+        llm_width: of the language model.
+        scaling_factor: of the picture branches: one over the spread of the VAE's latents.
+    """
+    unknown = set(parts) - set(PARTS)
+    assert not unknown, f"parts {sorted(unknown)}: expected some of {PARTS}"
+    fields: dict[str, Any] = {
+        "use_region_encoder": "regions" in parts,
+        "use_unipose": "pose" in parts,
+        "use_sd": "generation" in parts,
+        "use_ip2p": "editing" in parts,
+    }
+    if "pose" in parts:
+        fields["unipose_config"] = tiny_unipose(llm_width)
+    for part, key in (("generation", "sd_config"), ("editing", "ip2p_config")):
+        if part in parts:
+            edits = part == "editing"
+            fields[key] = branch_section(edits=edits, scaling_factor=scaling_factor)
+    return fields
+
+
+def deployment_fields(parts: Collection[str]) -> dict[str, Any]:
+    """What the object ``visionllm_edge`` says, for these parts."""
+    out: dict[str, Any] = {f"det_{name}": value for name, value in _SIDES.items()}
+    out["det_buckets"] = _BUCKETS
+    if "pose" in parts:
+        out |= {f"pose_{name}": value for name, value in _SIDES.items()}
+        out["pose_buckets"] = _BUCKETS
+    if {"generation", "editing"} <= set(parts):
+        out["tied_prefixes"] = dict(TIED_PREFIXES)
+    return out | {"max_tiles": 1, "template": "vicuna_v1"}
+
+
+def tiny_config(
+    vocab_size: int, parts: Collection[str] = PARTS[:1], *, scaling_factor: float = 1.0
+) -> dict[str, Any]:
+    """``config.json`` of the tiny checkpoint, in the official composite layout.
+
+    Args:
+        vocab_size: of the tokenizer, control tokens included.
+        parts: which of `PARTS` the model has.
+        scaling_factor: see `part_fields`.
+    """
+    dim = _WIDTH
     return {
         "model_type": "visionllmv2",
         "architectures": ["VisionLLMv2Model"],
@@ -19,11 +77,8 @@ def tiny_config(vocab_size: int) -> dict[str, Any]:
         "use_llm_lora": False,
         "num_embs": 4,
         "num_embs_gen": 64,
-        "use_region_encoder": False,
         "use_gdino": True,
-        "use_unipose": False,
-        "use_sd": False,
-        "use_ip2p": False,
+        **part_fields(parts, scaling_factor=scaling_factor),
         "vis_encoder_config": {
             "model_type": "clip_vision_model",
             "hidden_size": 128,
@@ -81,11 +136,5 @@ def tiny_config(vocab_size: int) -> dict[str, Any]:
             "l_hidden_size": dim,
             "num_embs": 4,
         },
-        "visionllm_edge": {
-            "det_shortest_edge": 128,
-            "det_longest_edge": 192,
-            "det_buckets": [[128, 128], [128, 192], [192, 128]],
-            "max_tiles": 1,
-            "template": "vicuna_v1",
-        },
+        "visionllm_edge": deployment_fields(parts),
     }

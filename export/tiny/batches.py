@@ -1,9 +1,8 @@
 """Training batches: scenes of the shapes world with everything that is said about them.
 
-A row of a batch is one picture and several turns of conversation about it. The image prefix stands
-once; the turns follow one after another. Most rows let each turn see only the prefix and itself, at
-the positions it would have as the first turn; some are real conversations whose turns see all that
-came before.
+A row of a batch is one picture and several turns of conversation about it; `rows` says who sees
+whom. Each row has one main turn, whose groups the object decoder reads: in all rows of a batch it
+is of one sort and has the same number of groups.
 """
 
 from __future__ import annotations
@@ -16,13 +15,14 @@ import torch
 from torch import Tensor
 
 from visionllm_edge.export.config import VisionLLMConfig
-from visionllm_edge.runtime import prompts
+from visionllm_edge.export.tiny import exchanges
+from visionllm_edge.export.tiny.rows import Links, Regions, Row, pack
+from visionllm_edge.export.tiny.speaker import KINDS, Said, Speaker
 from visionllm_edge.runtime import shapes_world as world
 from visionllm_edge.runtime.preprocess import clip_tiles, detector_input
-from visionllm_edge.runtime.prompts import Control, Segment, Text
 from visionllm_edge.runtime.tokenizer import Tokenizer
 
-__all__ = ["KINDS", "Batch", "Truth", "batches"]
+__all__ = ["KINDS", "Batch", "Mix", "Truth", "batches"]
 
 CLIP_MEAN, CLIP_STD = (
     (0.48145466, 0.4578275, 0.40821073),
@@ -30,13 +30,38 @@ CLIP_MEAN, CLIP_STD = (
 )
 DETECTOR_MEAN, DETECTOR_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
-KINDS = ("detect", "caption", "vqa")
-"""Kinds of turns; each has a loss weight of its own."""
-
-_CONVERSATION_SHARE = 0.2
 # (height, width); two thirds of the batches are square.
 _SIZES = ((128, 128),) * 8 + ((128, 160), (160, 128), (128, 192), (192, 128))
 _CLASS_COUNTS = (1, 1, 2, 3, 4, 5, 6, 6, 6, 7, 8)
+_ONE_REGION = 0.35
+_ITEM_COUNTS = (1, 1, 2, 2, 3, 4)
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Which turns a row has beside its main turn.
+
+    Attributes:
+        questions: with short answers.
+        captions: whether the picture is described.
+        regions: regions described.
+        rare: how many of each other turn there are on average: class of a region, several
+            regions, grounded caption, pose, generation, editing.
+        conversations: share of rows that are real conversations.
+        pointing: share of batches whose main turn asks for what regions point at.
+        phrases: share of batches whose main turn is a grounded caption.
+        length: turns that would make a row longer are left out, the usual ones first; None keeps
+            all.
+    """
+
+    questions: int = 3
+    captions: bool = True
+    regions: int = 0
+    rare: tuple[float, float, float, float, float, float] = (0.0,) * 6
+    conversations: float = 0.2
+    pointing: float = 0.0
+    phrases: float = 0.0
+    length: int | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +97,12 @@ class Batch:
         patch_labels: [B,P,12] shapes and colours that cover each image patch.
         cell_labels: [B,12,H/8,W/8] the same on the detector's grid.
         size: (height, width) in pixels.
+        linked: [B] bool, which rows are real conversations.
+        head: prefix and main turn of all other rows end at or before this position.
+        image_start: where the image tokens stand in every row.
+        regions: what is pointed at, if anything is.
+        links: super-link rows by table.
+        sort: what the main turn asks: ``names``, ``pointing`` or ``phrases``.
     """
 
     pixels: Tensor
@@ -87,211 +118,190 @@ class Batch:
     patch_labels: Tensor
     cell_labels: Tensor
     size: tuple[int, int]
-
-
-@dataclass
-class _Turn:
-    ids: list[int]
-    targets: list[int]
-    kind: int
-    groups: list[list[int]]
-
-
-class _Speaker:
-    """Turns segments into ids and targets; remembers what it has encoded."""
-
-    def __init__(self, tokenizer: Tokenizer, config: VisionLLMConfig) -> None:
-        self.tokenizer = tokenizer
-        markers = ["[EMB]", *(f"[EMB{i}]" for i in range(2, config.num_embs + 1))]
-        self.markers = [tokenizer.control_id(name) for name in markers]
-        self.routing = {tokenizer.control_id(n) for n in ("[DET]", "[SEG]", "[GRD]")}
-        self.template = config.deployment.template
-        parts = prompts.conversation([prompts.Turn("")], image=True, template=self.template)
-        self.prefix = tokenizer.encode(parts[:2], image_tokens=config.vision.tokens_per_tile)
-        self.image_start = self.prefix.index(tokenizer.control_id("<im_patch>"))
-
-    def turn(self, question: str, answer: Sequence[Segment], kind: int, *, first: bool) -> _Turn:
-        ids = self._encode(prompts.Turn(question, tuple(answer)), first=first)
-        question_ids = self._encode(prompts.Turn(question), first=first)
-        answer_start = len(question_ids)
-        assert ids[:answer_start] == question_ids, "the answer changed the question's pieces"
-        out: list[int] = []
-        learn: list[bool] = []
-        groups: list[list[int]] = []
-        for i, token in enumerate(ids):
-            out.append(token)
-            learn.append(i >= answer_start)
-            if token in self.routing and i >= answer_start:
-                groups.append(list(range(len(out), len(out) + len(self.markers))))
-                out += self.markers
-                learn += [False] * len(self.markers)
-        targets = [
-            out[i + 1] if i + 1 < len(out) and learn[i + 1] else -100 for i in range(len(out))
-        ]
-        return _Turn(out, targets, kind, groups)
-
-    def _encode(self, turn: prompts.Turn, *, first: bool) -> list[int]:
-        """Ids of one turn as it stands after the image, or after an earlier turn."""
-        before = [] if first else [prompts.Turn("", ())]
-        parts = prompts.conversation([*before, turn], image=True, template=self.template)
-        start = parts.index(prompts.ImageSlot() if first else Control("</s>"))
-        return self.tokenizer.encode(parts[start:], image_tokens=1, bos=False)[1:]
+    linked: Tensor
+    head: int
+    image_start: int
+    regions: Regions | None
+    links: dict[str, Links]
+    sort: str
 
 
 def batches(
-    config: VisionLLMConfig, tokenizer: Tokenizer, *, batch: int, seed: int, questions: int = 3
+    config: VisionLLMConfig,
+    tokenizer: Tokenizer,
+    *,
+    batch: int,
+    seed: int | Sequence[int],
+    mix: Mix | None = None,
 ) -> Iterator[Batch]:
-    """Endless batches of rows with that many questions each; a function of the seed."""
+    """Endless batches of rows with those turns; a function of the seed."""
     rng = np.random.default_rng(seed)
-    speaker = _Speaker(tokenizer, config)
+    speaker = Speaker(tokenizer, config)
     while True:
-        yield _make(rng, speaker, config, batch, questions)
+        yield _make(rng, speaker, config, batch, mix or Mix())
 
 
 def _make(
-    rng: np.random.Generator, speaker: _Speaker, config: VisionLLMConfig, n: int, questions: int
+    rng: np.random.Generator, speaker: Speaker, config: VisionLLMConfig, n: int, mix: Mix
 ) -> Batch:
     height, width = _SIZES[rng.integers(len(_SIZES))]
-    count = int(_CLASS_COUNTS[rng.integers(len(_CLASS_COUNTS))])
+    sort, draw = "names", rng.random()
+    if draw < mix.pointing + mix.phrases:
+        sort = "pointing" if draw < mix.pointing else "phrases"
+    counts = _CLASS_COUNTS if sort == "names" else _ITEM_COUNTS
+    count = int(counts[rng.integers(len(counts))])
     mode = str(rng.choice(["[DET]", "[SEG]", "[GRD]"], p=[0.7, 0.17, 0.13]))
-    count = 1 if mode == "[GRD]" else count
-    rows, truths, pixels, tiles, patches, cells = [], [], [], [], [], []
-    meant = []
-    deployment = config.deployment
+    count = 1 if mode == "[GRD]" and sort == "names" else count
+    rows, truths, pixels, tiles, patches, cells, meant = [], [], [], [], [], [], []
+    side = config.vision.image_size // config.vision.patch_size
     for _ in range(n):
-        scene = world.make_scene(rng, width=width, height=height)
-        names, det = _detect_turn(rng, scene, mode, count)
-        rows.append(_row(rng, speaker, scene, det, questions))
-        truths.append(_truth(scene, names))
-        meant.append([_meaning(name) for name in names])
-        pixels.append(
-            detector_input(
-                scene.image,
-                shortest=deployment.det_shortest_edge,
-                longest=deployment.det_longest_edge,
-                divisor=32,
-                buckets=[(height, width)],
-                mean=DETECTOR_MEAN,
-                std=DETECTOR_STD,
-            ).pixels
-        )
-        tiles.append(
-            clip_tiles(
-                scene.image,
-                image_size=config.vision.image_size,
-                max_tiles=1,
-                mean=CLIP_MEAN,
-                std=CLIP_STD,
-            )
-        )
-        side = config.vision.image_size // config.vision.patch_size
+        least = 1 if sort == "names" else count
+        most = count if sort == "phrases" else 5
+        scene = world.make_scene(rng, width=width, height=height, min_items=least, max_items=most)
+        said, truth = _main(rng, scene, sort, mode, count)
+        rows.append(_row(rng, speaker, scene, said, mix))
+        truths.append(truth)
+        meant.append([link.name for link in said.links])
+        pixels.append(_pixels(scene, config))
+        tiles.append(_tile(scene, config))
         patches.append(_cover(scene, side, side).reshape(12, -1).T)
         cells.append(_cover(scene, height // 8, width // 8))
-    prefix = speaker.prefix
-    length = max(len(prefix) + sum(len(t.ids) for t, _ in row) for row in rows)
-    ids = np.zeros((n, length), np.int64)
-    positions = np.zeros((n, length), np.int64)
-    targets = np.full((n, length), -100, np.int64)
-    kind = np.zeros((n, length), np.int64)
-    mask = np.zeros((n, 1, length, length), bool)
-    groups = np.zeros((n, count, config.num_embs), np.int64)
-    p = len(prefix)
-    causal = np.tril(np.ones((length, length), bool))
-    for b, row in enumerate(rows):
-        ids[b, :p], positions[b, :p] = prefix, np.arange(p)
-        mask[b, 0, :p, :p] = causal[:p, :p]
-        at, base = p, p
-        for turn, linked in row:
-            end = at + len(turn.ids)
-            ids[b, at:end], targets[b, at:end], kind[b, at:end] = turn.ids, turn.targets, turn.kind
-            base = at if linked else p
-            if linked:
-                mask[b, 0, at:end, :end] = causal[at:end, :end]
-            else:
-                mask[b, 0, at:end, :p] = True
-                mask[b, 0, at:end, at:end] = causal[at:end, at:end]
-            positions[b, at:end] = base + np.arange(len(turn.ids))
-            if turn.groups:
-                groups[b] = np.asarray(turn.groups) + at
-            at = end
-        mask[b, 0, at:, 0] = True  # padding rows need something to look at
+    packed = pack(rows, speaker, num_embs=config.num_embs, image_size=config.vision.image_size)
     return Batch(
         pixels=torch.from_numpy(np.concatenate(pixels)),
         tiles=torch.from_numpy(np.concatenate(tiles)),
-        ids=torch.from_numpy(ids),
-        mask=torch.from_numpy(mask),
-        positions=torch.from_numpy(positions),
-        targets=torch.from_numpy(targets),
-        kind=torch.from_numpy(kind),
-        groups=torch.from_numpy(groups),
         names=torch.tensor(meant),
         truth=tuple(truths),
         patch_labels=torch.from_numpy(np.stack(patches)),
         cell_labels=torch.from_numpy(np.stack(cells)),
         size=(height, width),
+        sort=sort,
+        **vars(packed),
     )
 
 
-def _detect_turn(
-    rng: np.random.Generator, scene: world.Scene, mode: str, count: int
-) -> tuple[list[str], tuple[str, tuple[Segment, ...]]]:
+def _main(
+    rng: np.random.Generator, scene: world.Scene, sort: str, mode: str, count: int
+) -> tuple[Said, Truth]:
+    """The turn that the object decoder answers, and the right answer."""
+    if sort == "pointing":
+        chosen = [int(i) for i in rng.permutation(len(scene.items))[:count]]
+        return exchanges.interactive(scene, chosen, rng), _truth_of(scene, chosen)
+    if sort == "phrases":
+        names = [item.name for item in scene.items]
+        return exchanges.grounded_caption(scene, rng), _truth(scene, names)
     if mode == "[GRD]":
         found = world.expressions(scene)
         if found:
             names = [found[rng.integers(len(found))][0]]
         else:
             names = world.class_names(scene, rng, 1, kind="phrase")
-        question = _some(rng, prompts.GROUNDING_QUESTIONS).format(expression=names[0])
-        return names, (question, prompts.scripted_grounding())
+        return exchanges.ground(names[0], rng), _truth(scene, names)
     kind = str(rng.choice(["shape", "phrase", "mixed"], p=[0.45, 0.35, 0.2]))
     if kind == "shape" and count > len(world.SHAPES):
         kind = "mixed"
     names = world.class_names(scene, rng, count, kind=kind)  # type: ignore[arg-type]
-    wordings = prompts.DETECTION_QUESTIONS if mode == "[DET]" else prompts.SEGMENTATION_QUESTIONS
-    question = _some(rng, wordings).format(classes=", ".join(names))
-    return names, (question, prompts.scripted_answer(names, mode))
+    return exchanges.detect(names, "[DET]" if mode == "[DET]" else "[SEG]", rng), _truth(
+        scene, names
+    )
 
 
 def _row(
-    rng: np.random.Generator,
-    speaker: _Speaker,
-    scene: world.Scene,
-    det: tuple[str, tuple[Segment, ...]],
-    questions: int,
-) -> list[tuple[_Turn, bool]]:
-    said: list[tuple[str, tuple[Segment, ...], int]] = [(*det, 0)]
-    said.append((_some(rng, prompts.CAPTION_QUESTIONS), (Text(world.caption(scene)),), 1))
-    for q in world.questions(scene, rng, questions):
-        said.append((f"{q.text} {prompts.SHORT_ANSWER}", (Text(q.answer),), 2))
-    linked = bool(rng.random() < _CONVERSATION_SHARE)
-    order = rng.permutation(len(said))
-    return [
-        (speaker.turn(*said[k], first=not linked or i == 0), linked) for i, k in enumerate(order)
-    ]
+    rng: np.random.Generator, speaker: Speaker, scene: world.Scene, main: Said, mix: Mix
+) -> Row:
+    linked = bool(rng.random() < mix.conversations)
+    usual = [exchanges.caption(scene, rng)] if mix.captions else []
+    usual += [exchanges.question(q) for q in world.questions(scene, rng, mix.questions)]
+    items = rng.permutation(np.arange(mix.regions) % len(scene.items))
+    usual += [exchanges.describe(scene, int(i), rng) for i in items]
+    said = [main, *_rare(rng, scene, mix, linked=linked)]
+    if mix.length is None:
+        said += usual
+    else:
+        said = _fitting([*said, *(usual[i] for i in rng.permutation(len(usual)))], speaker, mix)
+    # Where turns do not see each other the order means nothing; the link loss wants the main first.
+    order = rng.permutation(len(said)) if linked else np.arange(len(said))
+    turns = [speaker.turn(said[k], first=not linked or i == 0) for i, k in enumerate(order)]
+    return Row(turns, linked, int(np.flatnonzero(order == 0)[0]))
+
+
+def _fitting(said: list[Said], speaker: Speaker, mix: Mix) -> list[Said]:
+    """The first turn, and of the others those that still fit."""
+    kept, left = said[:1], (mix.length or 0) - len(speaker.prefix)
+    left -= len(speaker.turn(said[0], first=True).ids)
+    for one in said[1:]:
+        length = len(speaker.turn(one, first=True).ids)
+        if length <= left:
+            kept.append(one)
+            left -= length
+    return kept
+
+
+def _rare(rng: np.random.Generator, scene: world.Scene, mix: Mix, *, linked: bool) -> list[Said]:
+    said = []
+    counts = (np.asarray(mix.rare) + rng.random(len(mix.rare))).astype(int)
+    for _ in range(counts[0]):
+        said.append(exchanges.classify(scene, int(rng.integers(len(scene.items))), rng))
+    for _ in range(counts[1]):
+        # One region is the lesson that has to come first.
+        most = 1 if rng.random() < _ONE_REGION else len(scene.items)
+        chosen = rng.permutation(len(scene.items))[: rng.integers(1, most + 1)]
+        said.append(exchanges.interactive(scene, [int(i) for i in chosen], rng))
+    said += [exchanges.grounded_caption(scene, rng) for _ in range(counts[2])]
+    said += [exchanges.pose(rng) for _ in range(counts[3])]
+    said += [exchanges.generate(rng, alone=not linked) for _ in range(counts[4])]
+    said += [exchanges.edit(scene, rng) for _ in range(counts[5])]
+    return said
+
+
+def _pixels(scene: world.Scene, config: VisionLLMConfig) -> np.ndarray:
+    height, width = scene.image.shape[:2]
+    pixels: np.ndarray = detector_input(
+        scene.image,
+        shortest=config.deployment.det_shortest_edge,
+        longest=config.deployment.det_longest_edge,
+        divisor=32,
+        buckets=[(height, width)],
+        mean=DETECTOR_MEAN,
+        std=DETECTOR_STD,
+    ).pixels
+    return pixels
+
+
+def _tile(scene: world.Scene, config: VisionLLMConfig) -> np.ndarray:
+    size = config.vision.image_size
+    return clip_tiles(scene.image, image_size=size, max_tiles=1, mean=CLIP_MEAN, std=CLIP_STD)
 
 
 def _truth(scene: world.Scene, names: Sequence[str]) -> Truth:
+    """Every item that a name fits."""
+    hits = [[float(world.matches(name, item)) for name in names] for item in scene.items]
+    return _truth_from(scene, hits)
+
+
+def _truth_of(scene: world.Scene, chosen: Sequence[int]) -> Truth:
+    """One item for each class."""
+    return _truth_from(
+        scene, [[float(i == index) for index in chosen] for i in range(len(scene.items))]
+    )
+
+
+def _truth_from(scene: world.Scene, hits: Sequence[Sequence[float]]) -> Truth:
     height, width = scene.image.shape[:2]
     boxes, classes, masks = [], [], []
-    for item in scene.items:
-        hits = [float(world.matches(name, item)) for name in names]
-        if any(hits):
+    for item, fits in zip(scene.items, hits, strict=True):
+        if any(fits):
             x0, y0, x1, y1 = item.box_xyxy
             centre = [(x0 + x1) / 2 / width, (y0 + y1) / 2 / height]
             boxes.append([*centre, (x1 - x0) / width, (y1 - y0) / height])
-            classes.append(hits)
+            classes.append(fits)
             masks.append(item.mask)
     g = len(boxes)
     return Truth(
         boxes=torch.tensor(boxes, dtype=torch.float32).reshape(g, 4),
-        classes=torch.tensor(classes, dtype=torch.float32).reshape(g, len(names)),
+        classes=torch.tensor(classes, dtype=torch.float32).reshape(g, len(hits[0])),
         masks=torch.from_numpy(np.asarray(masks, np.float32).reshape(g, height, width)),
     )
-
-
-def _meaning(name: str) -> tuple[int, int]:
-    *color, shape = name.split()
-    return world.SHAPES.index(shape), 1 + world.COLORS.index(color[0]) if color else 0
 
 
 def _cover(scene: world.Scene, rows: int, cols: int) -> np.ndarray:
@@ -307,8 +317,3 @@ def _cover(scene: world.Scene, rows: int, cols: int) -> np.ndarray:
         for channel in (world.SHAPES.index(item.shape), 6 + world.COLORS.index(item.color)):
             out[channel] = np.maximum(out[channel], hit)
     return out
-
-
-def _some(rng: np.random.Generator, texts: Sequence[str]) -> str:
-    """The first wording half of the time: it is the one the runtime uses."""
-    return texts[0] if rng.random() < 0.5 else texts[int(rng.integers(len(texts)))]

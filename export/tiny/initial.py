@@ -10,7 +10,7 @@ from torch import nn
 from visionllm_edge.export.components.detector_layers import MLP, DeformableAttention
 from visionllm_edge.export.components.model import VisionLLM
 
-__all__ = ["initialise"]
+__all__ = ["initialise", "initialise_tables"]
 
 _PRIOR_LOGIT = -4.0
 
@@ -18,7 +18,10 @@ _PRIOR_LOGIT = -4.0
 def initialise(model: VisionLLM, seed: int) -> None:
     """Fill all weights from ``seed``."""
     torch.manual_seed(seed)
-    for module in (model.vis_encoder, model.vl_bridge, model.llm, model.gdino):
+    parts: list[nn.Module] = [model.vis_encoder, model.vl_bridge, model.llm, model.gdino]
+    if model.config.use_region_encoder:
+        parts.append(model.region_encoder)
+    for module in parts:
         module.apply(_generic)
     for parameter in (model.vis_encoder.vision_model.embeddings.class_embedding,):
         nn.init.normal_(parameter, std=0.02)
@@ -29,6 +32,20 @@ def initialise(model: VisionLLM, seed: int) -> None:
         for last in (layer.self_attn.o_proj, layer.mlp.down_proj):
             nn.init.normal_(last.weight, std=0.04 / math.sqrt(2 * layers))
     _detector(model)
+
+
+@torch.no_grad()
+def initialise_tables(model: VisionLLM, seed: int) -> None:
+    """Start the tables of the other decoders from the trained one of the object decoder.
+
+    Its rows already find the words that name an object; rows of noise learned next to nothing.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    rows = model.emb_embeddings_det.weight
+    model.emb_embeddings_pose.weight.copy_(rows)
+    for table in (model.emb_embeddings_gen.weight, model.emb_embeddings_edit.weight):
+        noise = torch.randn(table.shape, generator=generator)
+        table.copy_(rows.repeat(len(table) // len(rows), 1) + 0.5 * rows.std() * noise)
 
 
 def _generic(module: nn.Module) -> None:

@@ -6,6 +6,9 @@ two-stage proposals learn from a dense one-to-many assignment, which is what mak
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Protocol
+
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
@@ -15,11 +18,25 @@ from visionllm_edge.export.components.geometry import Geometry
 from visionllm_edge.export.components.object_decoder import DecoderOutput, Proposals
 from visionllm_edge.export.tiny.batches import Truth
 
-__all__ = ["decoder_losses", "focal", "proposal_losses"]
+__all__ = ["Objects", "corners", "decoder_losses", "focal", "giou", "match", "proposal_losses"]
 
 _ALPHA, _GAMMA = 0.25, 2.0
 _LARGE_OBJECT = 0.24  # mean side, as a share of the picture, from which stride 16 is used
 _POSITIVES_PER_OBJECT = 4
+
+
+class Objects(Protocol):
+    """What matching needs of a picture's truth."""
+
+    @property
+    def boxes(self) -> Tensor:
+        """[G,4] cxcywh in 0..1."""
+        ...
+
+    @property
+    def classes(self) -> Tensor:
+        """[G,T] 0 or 1."""
+        ...
 
 
 def focal(logits: Tensor, targets: Tensor) -> Tensor:
@@ -50,7 +67,7 @@ def giou(a: Tensor, b: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def match(output: DecoderOutput, truth: tuple[Truth, ...]) -> tuple[Tensor, Tensor, Tensor]:
+def match(output: DecoderOutput, truth: Sequence[Objects]) -> tuple[Tensor, Tensor, Tensor]:
     """One-to-one matches as (picture, query, object) index vectors."""
     pictures, queries, objects = [], [], []
     for b, t in enumerate(truth):
@@ -125,7 +142,7 @@ def _mask_losses(logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def proposal_losses(
-    proposals: Proposals, truth: tuple[Truth, ...], geometry: Geometry
+    proposals: Proposals, truth: Sequence[Objects], geometry: Geometry
 ) -> dict[str, Tensor]:
     """Dense one-to-many losses on the encoder's proposals."""
     target = torch.zeros_like(proposals.scores)

@@ -1,169 +1,68 @@
 """Train the tiny checkpoint from nothing on the CPU.
 
 Run as ``python -m visionllm_edge.export.tiny.train``. Every picture of every step is new.
-``--part`` says what learns: the vision encoder alone, everything together, or the language side and
-the object decoder apart from each other (two processes, one core each). Throw-away heads help:
-shape and colour per patch for both image towers, shape and colour per class name for the super
-link. A run ends with an average of its weights over the last steps.
+``--part`` says what learns: the vision encoder alone, everything together, or the language side
+(which also learns all that is said beyond detection) and the object decoder apart from each other.
+A run ends with an average of its weights over the last steps, and can be continued.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
 import math
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
 from torch.utils.data import DataLoader, IterableDataset
 
 from visionllm_edge.export.checkpoint import Checkpoint, load_model
-from visionllm_edge.export.components.geometry import Geometry
-from visionllm_edge.export.components.model import VisionLLM
 from visionllm_edge.export.config import VisionLLMConfig, config_from_dict
 from visionllm_edge.export.tiny.architecture import tiny_config
-from visionllm_edge.export.tiny.batches import KINDS, Batch, batches
-from visionllm_edge.export.tiny.initial import initialise
-from visionllm_edge.export.tiny.losses import decoder_losses, proposal_losses
-from visionllm_edge.export.tiny.vocabulary import SPECIAL_TOKENS, write_tokenizer
-from visionllm_edge.runtime.tokenizer import Tokenizer
+from visionllm_edge.export.tiny.batches import Batch, Mix, batches
+from visionllm_edge.export.tiny.check import held_out
+from visionllm_edge.export.tiny.initial import initialise, initialise_tables
+from visionllm_edge.export.tiny.trainer import Trainer
+from visionllm_edge.export.tiny.training_folder import load_tokenizer, take_tokenizer
 
 _WEIGHTS = {
     "class": 0.6, "l1": 1.5, "giou": 0.6, "dice": 0.6, "bce": 0.6,
     "enc_class": 0.6, "enc_l1": 1.5, "enc_giou": 0.6,
-    "detect": 0.7, "caption": 2.0, "vqa": 2.0, "link": 3.0,
+    "detect": 0.7, "caption": 2.0, "vqa": 2.0, "region": 2.0, "grounded": 1.5, "route": 0.7,
+    "marked": 0.5, "marked_place": 2.0, "link": 3.0, "text": 1.5, "place": 4.0,
+    "pointed": 2.0, "pointed_name": 1.5,
+    "heard_pose": 0.2, "heard_gen": 0.4, "heard_edit": 0.4,
     "patch": 5.0, "cell": 5.0, "name": 0.5, "fused_name": 0.5,
 }  # fmt: skip
-_LINK_GRADIENT = 0.05
-"""Share of the detector's gradient that reaches the language model through the super link."""
+
+_BASIC, _NAMES_ONLY = Mix(), Mix(questions=0, captions=False)
+_MIXES = {
+    "vision": _BASIC,
+    "joint": _BASIC,
+    "language": Mix(questions=2, regions=3, rare=(0.2, 1.5, 0.3, 0.12, 0.12, 0.15), length=400),
+    "detector": Mix(questions=0, captions=False, conversations=0.0, pointing=0.3, phrases=0.1),
+}
+"""What is said in each part."""
 
 
 class _Stream(IterableDataset[Batch]):
     def __init__(
-        self, config: VisionLLMConfig, folder: Path, *, batch: int, seed: int, questions: int
+        self, config: VisionLLMConfig, folder: Path, *, batch: int, seed: int, mix: Mix
     ) -> None:
         self.config, self.folder = config, folder
-        self.batch, self.seed, self.questions = batch, seed, questions
+        self.batch, self.seed, self.mix = batch, seed, mix
 
     def __iter__(self) -> Iterator[Batch]:
         torch.set_num_threads(1)
-        return batches(
-            self.config,
-            load_tokenizer(self.folder),
-            batch=self.batch,
-            seed=self.seed,
-            questions=self.questions,
-        )
-
-
-class Trainer(nn.Module):
-    """The model with the throw-away heads."""
-
-    def __init__(self, config: VisionLLMConfig, image_start: int) -> None:
-        """Fresh weights; ``image_start`` is where the image tokens stand in every row."""
-        super().__init__()
-        self.model = VisionLLM(config)
-        self.image_start = image_start
-        # In a list, so that it is no part of this module: whose super link a language run keeps.
-        self.start: list[VisionLLM] = []
-        self.patch_head = nn.Linear(config.vision.hidden_size, 12)
-        self.cell_head = nn.Conv2d(config.detector.backbone.channels[1], 12, 1)
-        # 6 shapes, then no colour or one of 6: for the super link's text, before and after fusion.
-        dim = config.detector.d_model
-        self.name_heads = nn.ModuleList([nn.Linear(dim, 13), nn.Linear(dim, 13)])
-
-    def losses(self, batch: Batch, part: str, step: int) -> dict[str, Tensor]:
-        """Losses of one batch.
-
-        Args:
-            batch: the data.
-            part: ``vision``, the vision encoder alone; ``language``, bridge and language model,
-                with the super link held where the start was; ``detector``, the object decoder
-                alone; ``joint``, everything.
-            step: the super link is held on every third step only, which is enough.
-        """
-        model = self.model
-        if part == "detector":
-            with torch.no_grad():
-                states = self._hidden(model, batch, model.image_tokens(batch.tiles))[1]
-            return self._detector(batch, states)
-        with torch.set_grad_enabled(part != "language"):
-            patches = model.vis_encoder(batch.tiles)
-        out = {} if part == "language" else {"patch": self._patch_loss(patches, batch)}
-        if part == "vision":
-            return out
-        hidden, states = self._hidden(model, batch, model.vl_bridge(patches))
-        logits = model.llm.lm_head(hidden[batch.targets >= 0])
-        target, kind = batch.targets[batch.targets >= 0], batch.kind[batch.targets >= 0]
-        nll = F.cross_entropy(logits, target, reduction="none")
-        for i, name in enumerate(KINDS):
-            out[name] = nll[kind == i].sum() / max(1, int((kind == i).sum()))
-        if part == "joint":
-            text = model.gdino.patch2query(states).mean(dim=2)
-            out["name"] = self._name_loss(0, text, batch)
-            return out | self._detector(batch, states)
-        if step % 3 == 0:
-            with torch.no_grad():
-                start = self.start[0]
-                before = self._hidden(start, batch, start.image_tokens(batch.tiles))[1]
-            out["link"] = F.mse_loss(states, before) / before.var()
-        return out
-
-    def _hidden(self, model: VisionLLM, batch: Batch, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Hidden states [B,L,D] of whole rows, and those of the super link [B,T,N,D]."""
-        embeds = model.llm.model.embed_tokens(batch.ids)
-        at, count = self.image_start, model.config.vision.tokens_per_tile
-        embeds = torch.cat([embeds[:, :at], image, embeds[:, at + count :]], dim=1)
-        rows = torch.arange(len(embeds))[:, None, None]
-        table = model.emb_embeddings_det.weight.expand(*batch.groups.shape, -1)
-        embeds = embeds.index_put((rows, batch.groups), table)
-        hidden = model.llm.teacher_forced(embeds, mask=batch.mask, positions=batch.positions)
-        return hidden, hidden[rows, batch.groups]
-
-    def _patch_loss(self, patches: Tensor, batch: Batch) -> Tensor:
-        # Few patches show anything: without the weight, "nothing" is the best answer for long.
-        return F.binary_cross_entropy_with_logits(
-            self.patch_head(patches), batch.patch_labels, pos_weight=torch.tensor(4.0)
-        )
-
-    def _detector(self, batch: Batch, states: Tensor) -> dict[str, Tensor]:
-        gdino, geometry = self.model.gdino, Geometry(*batch.size)
-        size = geometry.full_size()
-        map1, map2, map3, map4 = gdino.backbone_maps(batch.pixels)
-        # The detector's many losses would drown what the language model learns from its own.
-        damped = states.detach().lerp(states, _LINK_GRADIENT)
-        memory, text = gdino.encode(map2, map3, map4, size, damped, geometry)
-        level = gdino.levels(size, geometry)
-        proposals = gdino.propose(memory, text, level)
-        outputs = gdino.decode_layers(proposals, memory, text, level, geometry, every=True)
-        pixels = gdino.mask_pixels(map1, memory, geometry)
-        out = decoder_losses(outputs, batch.truth, pixels, gdino.mask_embed[0])
-        out |= proposal_losses(proposals, batch.truth, geometry)
-        out["fused_name"] = self._name_loss(1, text, batch)
-        out["cell"] = F.binary_cross_entropy_with_logits(self.cell_head(map2), batch.cell_labels)
-        return out
-
-    def _name_loss(self, head: int, text: Tensor, batch: Batch) -> Tensor:
-        """Which shape and colour a text feature means; without it all texts look alike for long."""
-        centred = F.layer_norm(text, text.shape[-1:])
-        logits = self.name_heads[head](centred).flatten(0, 1)
-        shape, color = batch.names.flatten(0, 1).unbind(-1)
-        return F.cross_entropy(logits[:, :6], shape) + F.cross_entropy(logits[:, 6:], color)
-
-
-def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer that :func:`write_tokenizer` wrote."""
-    controls = json.loads((folder / "added_tokens.json").read_text(encoding="utf-8"))
-    assert list(controls) == list(SPECIAL_TOKENS)
-    return Tokenizer.from_file(
-        folder / "tokenizer.json", controls=controls, bos=1, eos=2, space_after_control=False
-    )
+        tokenizer = load_tokenizer(self.folder)
+        return batches(self.config, tokenizer, batch=self.batch, seed=self.seed, mix=self.mix)
 
 
 def main() -> None:
@@ -174,19 +73,23 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=8e-4)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--questions", type=int, default=3, help="per picture")
+    parser.add_argument("--questions", type=int, help="per picture; default: the part's")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument(
-        "--part", choices=("joint", "vision", "language", "detector"), default="joint"
-    )
+    parser.add_argument("--workers", type=int, default=1, help="processes that make pictures")
+    parser.add_argument("--part", choices=tuple(_MIXES), default="joint")
     parser.add_argument("--start", type=Path, help="state.pt or checkpoint folder to go on from")
     parser.add_argument("--link-to", type=Path, help="whose super link to keep; default: start")
+    parser.add_argument("--go-on", action="store_true", help="continue the run in --out")
+    parser.add_argument(
+        "--new-tables", action="store_true", help="the other decoders' tables begin as this one's"
+    )
     parser.add_argument("--warmup", type=int, default=150, help="steps")
     parser.add_argument("--average", type=float, default=0.997, help="decay of the mean weights")
     parser.add_argument("--weight", action="append", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--check-every", type=float, default=0.0, help="minutes; 0 is never")
     args = parser.parse_args()
     folder: Path = args.out
-    vocab = write_tokenizer(folder)
+    vocab = take_tokenizer(folder, folder / "state.pt" if args.go_on else args.start)
     data = tiny_config(vocab)
     (folder / "config.json").write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
     config = config_from_dict(data, name="tiny")
@@ -194,28 +97,45 @@ def main() -> None:
     for text in args.weight:
         name, _, value = text.partition("=")
         weights[name] = float(value)
-    image_token = load_tokenizer(folder).control_id("<im_patch>")
-    stream = _Stream(config, folder, batch=args.batch, seed=args.seed, questions=args.questions)
-    first = next(iter(stream))
+    mix = _MIXES[args.part]
+    if args.questions is not None:
+        mix = replace(mix, questions=args.questions)
+    stream = _Stream(config, folder, batch=args.batch, seed=args.seed, mix=mix)
     torch.set_num_threads(args.threads)
-    trainer = Trainer(config, int((first.ids[0] == image_token).nonzero()[0]))
+    torch.manual_seed(args.seed)
+    trainer = Trainer(config)
+    initialise(trainer.model, args.seed)
     if args.start:
-        _resume(trainer, args.start)
+        _take(trainer, args.start)
         kept = copy.deepcopy(trainer)
         if args.link_to:
-            _resume(kept, args.link_to)
-        trainer.start.append(kept.model.requires_grad_(False))
-    else:
-        initialise(trainer.model, args.seed)
+            _take(kept, args.link_to)
+        trainer.start.append(kept.model.eval().requires_grad_(False))
+    if args.part == "language":
+        if not trainer.start:
+            parser.error("--part language needs --start: whose super link to keep")
+        if args.new_tables:
+            initialise_tables(trainer.model, args.seed)
+        if not args.go_on:
+            basic = _Stream(config, folder, batch=16, seed=args.seed + 1, mix=_NAMES_ONLY)
+            trainer.learn_texts(list(itertools.islice(basic, 40)))
     fit(trainer, stream, weights, args)
 
 
-def _resume(trainer: Trainer, start: Path) -> None:
-    """Take weights from a ``state.pt``, or from a checkpoint folder (which has no extra heads)."""
+def _take(trainer: Trainer, start: Path) -> None:
+    """Take weights from a ``state.pt``, or from a checkpoint folder (which has no extra heads).
+
+    What the start does not have keeps its initial weights.
+    """
     if start.is_dir():
-        trainer.model.load_state_dict(load_model(Checkpoint(start)).state_dict())
+        state = load_model(Checkpoint(start)).state_dict()
+        missing, extra = trainer.model.load_state_dict(state, strict=False)
     else:
-        trainer.load_state_dict(torch.load(start, weights_only=True)["trainer"])
+        state = torch.load(start, weights_only=True)["trainer"]
+        missing, extra = trainer.load_state_dict(state, strict=False)
+        missing = [name for name in missing if name.startswith("model.")]
+    lacking = {name.removeprefix("model.").partition(".")[0] for name in missing}
+    assert lacking <= {"region_encoder"} and not extra, f"'{start}' lacks {lacking}, has {extra}"
 
 
 def fit(
@@ -230,12 +150,20 @@ def fit(
         betas=(0.9, 0.98),
     )
     mean = {k: v.clone() for k, v in trainer.model.state_dict().items()}
-    loader = DataLoader(stream, batch_size=None, num_workers=1, prefetch_factor=4)
-    began, saved, shown = time.monotonic(), time.monotonic(), time.monotonic()
+    before, first = 0.0, 0
+    if args.go_on:
+        kept = torch.load(args.out / "state.pt", weights_only=True)
+        trainer.load_state_dict(kept["trainer"])
+        optimizer.load_state_dict(kept["optimizer"])
+        mean, before, first = kept["mean"], kept["minutes"], kept["step"]
+        stream.seed += 1000 + first
+    parallel = {"num_workers": args.workers, "prefetch_factor": 4} if args.workers else {}
+    loader: Iterator[Batch] = iter(DataLoader(stream, batch_size=None, **parallel))
+    began, saved, shown, checked = (time.monotonic() for _ in range(4))
     noted: dict[str, list[float]] = {}
     seen = 0
-    for step, batch in enumerate(loader):
-        elapsed = (time.monotonic() - began) / 60
+    for step, batch in enumerate(loader, first):
+        elapsed = before + (time.monotonic() - began) / 60
         done = elapsed / args.minutes
         if done >= 1:
             break
@@ -260,18 +188,46 @@ def fit(
             noted.setdefault(name, []).append(float(value.detach()))
         now = time.monotonic()
         if now - shown > 30:
-            line = " ".join(f"{k} {sum(v) / len(v):.3f}" for k, v in noted.items())
+            line = " ".join(f"{k} {sum(v) / len(v):.3f}" for k, v in sorted(noted.items()))
             print(f"{elapsed:5.1f} min step {step} images {seen} | {line}", flush=True)
             noted, shown = {}, now
         if now - saved > 120:
-            _save(trainer, mean, args.out)
+            _save(trainer, optimizer, mean, args.out, elapsed, step)
             saved = now
-    _save(trainer, mean, args.out)
+        if args.check_every and now - checked > 60 * args.check_every:
+            _check(trainer, mean, args.out, args.part)
+            checked = time.monotonic()
+    _save(trainer, optimizer, mean, args.out, args.minutes, step)
+    if args.check_every:
+        _check(trainer, mean, args.out, args.part)
 
 
-def _save(trainer: Trainer, mean: dict[str, Tensor], folder: Path) -> None:
+def _check(trainer: Trainer, mean: dict[str, Tensor], folder: Path, part: str) -> None:
+    """Print how good the averaged weights are on held-out pictures."""
+    model = copy.deepcopy(trainer.model).eval()
+    model.load_state_dict(mean)
+    said, found = (0, 6) if part == "detector" else (6, 3)
+    values = held_out(model, load_tokenizer(folder), said=said, found=found)
+    print("held out: " + " ".join(f"{k} {v:.3f}" for k, v in values.items()), flush=True)
+
+
+def _save(
+    trainer: Trainer,
+    optimizer: torch.optim.Optimizer,
+    mean: dict[str, Tensor],
+    folder: Path,
+    minutes: float,
+    step: int,
+) -> None:
     temporary = folder / "state.pt.new"
-    torch.save({"trainer": trainer.state_dict(), "mean": mean}, temporary)
+    state = {
+        "trainer": trainer.state_dict(),
+        "mean": mean,
+        "optimizer": optimizer.state_dict(),
+        "minutes": minutes,
+        "step": step,
+    }
+    torch.save(state, temporary)
     temporary.replace(folder / "state.pt")
 
 

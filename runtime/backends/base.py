@@ -34,6 +34,8 @@ class StageOptions:
             without it, and compares every such file with the bundle's manifest.
         sha256: digest that the stage's file must have where no bundle vouches for it yet: the
             build gives it for an engine that it has just made.
+        profile: beginning of a file name: a backend that can then writes down how long every node
+            takes, which costs time in every run; its runner has `end_profiling`.
     """
 
     threads: int | None = None
@@ -41,6 +43,7 @@ class StageOptions:
     cpu_kernels: bool = True
     bundle: Bundle | None = None
     sha256: str | None = None
+    profile: str | None = None
 
 
 class KVCache(Protocol):

@@ -193,6 +193,10 @@ class OnnxRuntimeStage:
         """The stage's named ends."""
         return self._ports
 
+    def end_profiling(self) -> Path:
+        """Stop the profiler of a stage that was loaded with `StageOptions.profile`: its file."""
+        return Path(self._session.end_profiling())
+
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Array]:
         """Run once; the arrays returned are overwritten by the next run."""
         symbols = bind_inputs(self._ports.stage, self._ports.inputs, inputs, self._symbols)

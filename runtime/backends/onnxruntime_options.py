@@ -31,6 +31,9 @@ def session_options(options: StageOptions) -> tuple[ort.SessionOptions, bool]:
     out.add_session_config_entry("session.force_spinning_stop", "1")
     # Whatever goes wrong also arrives as an exception, which says it once and names the stage.
     out.log_severity_level = _SILENT
+    if options.profile is not None:
+        out.enable_profiling = True
+        out.profile_file_prefix = options.profile
     for library in options.custom_op_libraries:
         out.register_custom_ops_library(str(library))
     if options.cpu_kernels:

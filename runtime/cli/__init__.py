@@ -47,6 +47,7 @@ COMMANDS = {
     ),
     "bench": LazyCommand("benchmarks.cli_bench:bench", "Measure the speed of a bundle's parts."),
     "eval": LazyCommand("benchmarks.cli:eval_", "Measure a bundle on freshly made pictures."),
+    "gallery": LazyCommand("benchmarks.cli_gallery:gallery", "Draw an answer for every task."),
 }
 # Extra of the package by the top-level module that it brings.
 _EXTRAS = {

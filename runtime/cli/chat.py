@@ -12,7 +12,9 @@ import click
 from visionllm_edge.runtime.bundle import Bundle
 from visionllm_edge.runtime.cli.model_options import generation_options, load_options
 from visionllm_edge.runtime.cli.output import EventPrinter, save_picture
+from visionllm_edge.runtime.cli.run_tasks.regions import POINTERS, read_region
 from visionllm_edge.runtime.errors import EdgeError, InputError
+from visionllm_edge.runtime.events import Event
 from visionllm_edge.runtime.language_model import LanguageModel
 from visionllm_edge.runtime.llm.sampling import GenerationConfig
 from visionllm_edge.runtime.manifest import LLAMA
@@ -20,12 +22,16 @@ from visionllm_edge.runtime.model import VisionLLM
 from visionllm_edge.runtime.pipelines.chat import ChatSession
 from visionllm_edge.runtime.pipelines.loading import LoadOptions
 from visionllm_edge.runtime.pipelines.text import TextChat
+from visionllm_edge.runtime.regions import Region
+from visionllm_edge.runtime.results import ChatResult
 
 __all__ = ["chat", "load_model"]
 
 _HELP = """\
 /image FILE  talk about another picture, from the start
-/save FILE   write the picture with what the last answer found
+/box X1,Y1,X2,Y2, /point X,Y, /polygon X,Y,X,Y,..., /scribble X,Y,X,Y,..., /mask FILE
+             point at a region; the next question names it: What is in region1?
+/save FILE   write the picture that the last answer made, or the one with what it found
 /reset       forget the conversation, keep the picture
 /quit        end"""
 
@@ -99,6 +105,7 @@ class Conversation:
         self._threshold = threshold
         self._masks = masks
         self._image: str | None = None
+        self._regions: list[Region] = []
         self._session = self._start(None)
 
     def look_at(self, image: str) -> None:
@@ -110,6 +117,7 @@ class Conversation:
         """
         self._session = self._start(image)
         self._image = image
+        self._regions.clear()
 
     def handle(self, line: str) -> bool:
         """Answer a question or obey a command; False at the end.
@@ -126,25 +134,39 @@ class Conversation:
             return False
         if command == "/reset":
             self._session.reset()
+            self._regions.clear()
         elif command == "/image":
             if not argument:
                 raise InputError("/image: expected a file name, got none. Write /image FILE.")
             self.look_at(argument)
+        elif command[1:] in POINTERS and command[0] == "/":
+            self._point(command[1:], argument)
         elif command == "/save":
             self._save(argument)
         elif command == "/help":
             click.echo(_HELP, err=True)
         elif command.startswith("/"):
-            raise InputError(f"{command}: expected /image, /save, /reset, /quit or a question.")
+            known = ", ".join(f"/{name}" for name in ("image", *POINTERS, "save", "reset", "quit"))
+            raise InputError(f"{command}: expected {known} or a question.")
         else:
             self._answer(line)
         return True
 
+    def _point(self, kind: str, argument: str) -> None:
+        if not isinstance(self._session, ChatSession) or self._image is None:
+            raise InputError(f"/{kind}: expected a picture to point at, got none. Use /image FILE.")
+        region = read_region(kind, argument)
+        self._session.mark([region])
+        self._regions.append(region)
+        number = self._session.next_region + len(self._regions) - 1
+        click.echo(f"region{number} for the next question", err=True)
+
     def _answer(self, question: str) -> None:
         show = EventPrinter()
         try:
-            for event in self._session.stream(question):
+            for event in self._stream(question):
                 show(event)
+            self._regions.clear()
         except KeyboardInterrupt:
             show.end_line()
             click.echo("(stopped; this turn is forgotten)", err=True)
@@ -152,13 +174,21 @@ class Conversation:
             show.end_line()
             raise
 
+    def _stream(self, question: str) -> Iterator[Event]:
+        if isinstance(self._session, ChatSession):
+            return self._session.stream(question, regions=self._regions)
+        return self._session.stream(question)
+
     def _save(self, name: str) -> None:
         if not name:
             raise InputError("/save: expected a file name, got none. Write /save out.png.")
-        if self._image is None or not self._session.turns:
+        answer = self._session.turns[-1][1] if self._session.turns else None
+        if isinstance(answer, ChatResult) and answer.images:
+            save_picture(answer.images[-1], None, Path(name))
+        elif answer is None or self._image is None:
             raise InputError("/save: expected a picture and an answer about it. Ask first.")
-        _, answer = self._session.turns[-1]
-        save_picture(answer, self._image, Path(name))
+        else:
+            save_picture(answer, self._image, Path(name))
 
     def _start(self, image: str | None) -> ChatSession | TextChat:
         if isinstance(self._model, VisionLLM):

@@ -44,7 +44,9 @@ _GENERATION = (
         show_default=True,
         help="Sample from this many likeliest words; 0 is all.",
     ),
-    click.option("--seed", type=click.IntRange(min=0), help="Seed of the sampling."),
+    click.option(
+        "--seed", type=click.IntRange(min=0), help="Seed of the sampling, or of a picture's noise."
+    ),
     click.option(
         "--lookup-tokens",
         type=click.IntRange(0, 64),

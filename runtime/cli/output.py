@@ -9,14 +9,30 @@ import click
 from PIL import Image
 
 from visionllm_edge.runtime.errors import InputError
-from visionllm_edge.runtime.events import DetectionEvent, DoneEvent, Event, TokenEvent
+from visionllm_edge.runtime.events import (
+    DetectionEvent,
+    DoneEvent,
+    Event,
+    ImageEvent,
+    PoseEvent,
+    ProgressEvent,
+    TokenEvent,
+)
 from visionllm_edge.runtime.images import ImageLike
-from visionllm_edge.runtime.results import Detection, Result, TextResult
+from visionllm_edge.runtime.results import (
+    Detection,
+    ImageResult,
+    Pose,
+    Result,
+    SemanticResult,
+)
 
 __all__ = [
     "EventPrinter",
     "check_save_path",
     "detection_line",
+    "image_line",
+    "pose_lines",
     "print_result",
     "printable",
     "save_picture",
@@ -29,6 +45,19 @@ def detection_line(found: Detection) -> str:
     name = printable(found.label)
     line = f"{name}  {found.score:.3f}  x {left:.1f}..{right:.1f}  y {top:.1f}..{bottom:.1f}"
     return line if found.mask is None else f"{line}  mask {int(found.mask.sum())} px"
+
+
+def pose_lines(pose: Pose) -> str:
+    """The instance as a detection's line, and a line for each keypoint below it."""
+    head = detection_line(Detection(pose.label, pose.score, pose.box_xyxy))
+    places = (f"  {printable(k.name)}  x {k.x:.1f}  y {k.y:.1f}" for k in pose.keypoints)
+    return "\n".join([head, *places])
+
+
+def image_line(made: ImageResult) -> str:
+    """``picture 64 x 64  seed 7  20 steps of pndm``."""
+    height, width = made.size
+    return f"picture {width} x {height}  seed {made.seed}  {made.steps} steps of {made.scheduler}"
 
 
 def printable(text: str) -> str:
@@ -45,9 +74,16 @@ def print_result(result: Result, *, as_json: bool) -> None:
         return
     if result.text:
         click.echo(printable(result.text))
-    if not isinstance(result, TextResult):
-        for found in result.detections:
-            click.echo(detection_line(found))
+    for found in getattr(result, "detections", ()):
+        click.echo(detection_line(found))
+    for pose in getattr(result, "poses", ()):
+        click.echo(pose_lines(pose))
+    if isinstance(result, SemanticResult):
+        for index, name in enumerate(result.classes):
+            click.echo(f"{printable(name)}  {int((result.labels == index).sum())} px")
+    pictures = [result] if isinstance(result, ImageResult) else getattr(result, "images", ())
+    for picture in pictures:
+        click.echo(image_line(picture))
 
 
 class EventPrinter:
@@ -72,6 +108,15 @@ class EventPrinter:
         elif isinstance(event, DetectionEvent):
             self.end_line()
             click.echo(detection_line(event.detection))
+        elif isinstance(event, PoseEvent):
+            self.end_line()
+            click.echo(pose_lines(event.pose))
+        elif isinstance(event, ImageEvent):
+            self.end_line()
+            click.echo(image_line(event.image))
+        elif isinstance(event, ProgressEvent):
+            done = event.step == event.total
+            click.echo(f"\r{event.what} {event.step}/{event.total}", nl=done, err=True)
         elif isinstance(event, DoneEvent):
             self.end_line()
 
@@ -99,15 +144,16 @@ def check_save_path(path: Path) -> None:
         )
 
 
-def save_picture(result: Result, image: ImageLike, path: Path) -> None:
+def save_picture(result: Result, image: ImageLike | None, path: Path) -> None:
     """Draw a result and write it; says on stderr where.
 
     Raises:
         InputError: the file cannot be written.
     """
     check_save_path(path)
+    assert image is not None or isinstance(result, ImageResult), "nothing to draw on"
     try:
-        result.draw(image).save(path)
+        result.draw(image).save(path)  # type: ignore[arg-type]  # see the line before
     except (OSError, ValueError) as error:
         raise InputError(
             f"--save: '{path}' cannot be written: {error}. Change the path."

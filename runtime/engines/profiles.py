@@ -13,6 +13,14 @@ r       rows whose hidden states are wanted   1, 1, as many as are given
 l       rows whose logits are wanted          1, 1, those of a decode step
 T       classes asked for                     1, a quarter, the detector's limit
 k       kept queries                          1, all queries, all queries
+R       regions of one picture                1, 4, as many as are encoded at once
+No      object classes of a pose question      1, 1, the keypoint decoder's limit
+K       keypoint names of it                  1, 17 as for people, the limit
+R       regions of one picture                1, 1, 32
+b       pictures in the UNet's batch          1, the guidance's, 3
+h, w    latents, per side                     a quarter of the default picture, it, half as much
+                                              again
+H, W    pixels of a picture to edit           the same
 C       rows of the cache                     the capacity, three times
 ======  ====================================  ===============================================
 
@@ -31,6 +39,7 @@ from visionllm_edge.runtime.backends.base import PAST_PREFIX
 from visionllm_edge.runtime.engines.plan import Profile, ShapeRange
 from visionllm_edge.runtime.errors import ConfigError
 from visionllm_edge.runtime.manifest import ModelSpec
+from visionllm_edge.runtime.regions import REGIONS_AT_ONCE
 
 __all__ = [
     "GUESSED_ROWS",
@@ -46,6 +55,10 @@ Axes = Mapping[str, Range]
 
 QUESTION_ROWS = 128
 """Rows of a short question around the picture, for the size that prefill is tuned for."""
+
+_PEOPLES_KEYPOINTS = 17
+_REGIONS = 32
+_EDITING_BATCH = 3  # with words and picture, with the picture alone, with neither
 
 GUESSED_ROWS = 8
 """Tokens that a step may guess ahead (prompt lookup); the step has one row more."""
@@ -79,10 +92,37 @@ def axis_ranges(model: ModelSpec, *, capacity: int | None = None) -> dict[str, A
         classes, queries = model.detector.max_text_len, model.detector.num_queries
         shared["T"] = (1, max(1, classes // 4), classes)
         shared["k"] = (1, queries, queries)
+    if model.regions:
+        shared["R"] = (1, 4, REGIONS_AT_ONCE)
+    if model.pose is not None:
+        names = model.pose.max_keypoints
+        shared["No"] = (1, 1, model.pose.max_objects)
+        shared["K"] = (1, min(_PEOPLES_KEYPOINTS, names), names)
+    if model.regions:
+        shared["R"] = (1, 1, _REGIONS)
+    shared |= _picture_axes(model)
     return {
         "prefill": {**shared, "s": (1, prompt, rows), "r": (1, 1, rows), "l": (1, 1, step)},
         "decode": {**shared, "s": (1, 1, step), "r": (1, 1, step), "l": (1, 1, step)},
     }
+
+
+def _picture_axes(model: ModelSpec) -> dict[str, Range]:
+    """Axes of the branches that make pictures; one range serves both."""
+    branches = [spec for spec in (model.generation, model.editing) if spec is not None]
+    if not branches:
+        return {}
+    out: dict[str, Range] = {"b": (1, 2 if model.generation else _EDITING_BATCH, _EDITING_BATCH)}
+    factor = branches[0].vae_factor
+    for latent, pixel, sides in (
+        ("h", "H", [spec.default_height for spec in branches]),
+        ("w", "W", [spec.default_width for spec in branches]),
+    ):
+        rows = [side // factor for side in sides]
+        low, best, high = max(1, min(rows) // 4), rows[0], max(rows) * 3 // 2
+        out[latent] = (low, best, high)
+        out[pixel] = (low * factor, best * factor, high * factor)
+    return out
 
 
 def cache_rows(ranges: Mapping[str, Axes]) -> int:

@@ -10,7 +10,7 @@ and of settled tokens there is nothing to pick.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,6 +68,7 @@ class Generation:
         form: AnswerFormat | None = None,
         ends: frozenset[int] | None = None,
         continues: bool = False,
+        group_limits: Mapping[frozenset[int], int] | None = None,
     ) -> None:
         """Check that the prompt and one more token fit, or the longest answer of a format.
 
@@ -80,6 +81,7 @@ class Generation:
             form: the only answers that are allowed; None allows any.
             ends: ids that end an answer; None for the tokenizer's end token.
             continues: the answer goes on with the prompt's text, in which a blank counts.
+            group_limits: how many groups the answer may have of each set of routing ids.
 
         Raises:
             ContextError: they do not.
@@ -100,6 +102,7 @@ class Generation:
         self._ends = ends or frozenset({tokenizer.eos})
         self._sampler = Sampler(config, suppressed=suppressed, size=tokenizer.size)
         self._walk = Walk(form) if form is not None else None
+        self._limits = dict(group_limits or {})
         # Logits that are computed already: of the next token and of the guesses behind it.
         self._rows: list[NDArray[np.float32]] = []
         self._guesses: list[int] = []
@@ -119,6 +122,8 @@ class Generation:
             cost = sequence.cost([token]) if opens_group else 1
             if len(sequence) + cost > session.capacity or groups + opens_group > config.max_groups:
                 break
+            if opens_group and not self._take_group(token):
+                break
             opened = sequence.append([token])
             text = stream.push(token)
             if not opened:
@@ -133,6 +138,14 @@ class Generation:
             yield Step(token, text, opened[0], output.hidden_rD)
         self.tail = stream.flush()
         self.finish_reason = reason
+
+    def _take_group(self, token: int) -> bool:
+        """Count a group; False if its kind has as many as it may have."""
+        for ids, left in self._limits.items():
+            if token in ids:
+                self._limits[ids] = left - 1
+                return left > 0
+        return True
 
     def _next(self, made: int) -> int:
         """Pick the next token; the decoder runs unless its answer is known already."""

@@ -1,14 +1,17 @@
-"""What stands in the decoder's context: tokens, image rows and super-link rows, by position.
+"""What stands in the decoder's context: tokens, image, region and super-link rows, by position.
 
 The ids of a conversation carry no markers. The context is longer: each routing token is followed by
 the N rows of its super-link table, so position = number of ids before + rows of the groups before.
 A sequence keeps both views in step, however many groups of whatever kind a history holds, and
 whether they came from a prompt, from a scripted answer or from generation.
+
+A region takes the place of one ``<region>`` id. Its position is known by what the region is, not by
+that id, so that a cache never takes one region for another.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +19,10 @@ from numpy.typing import NDArray
 
 from visionllm_edge.runtime.llm.embeddings import EmbeddingTable, SuperLink
 
-__all__ = ["Group", "ImageRows", "TokenSequence"]
+__all__ = ["Group", "ImageRows", "RegionRow", "TokenSequence"]
+
+# Keys of region rows lie below this, those of super-link rows (-1 - r) above.
+_REGION_KEYS = -(1 << 32)
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,19 @@ class ImageRows:
     rows_MD: NDArray[np.float32]  # noqa: N815 (axis letters)
 
 
+@dataclass(frozen=True)
+class RegionRow:
+    """One region as an embedding.
+
+    Attributes:
+        number: 0 .. 2**62 - 1, identifies picture and mask: equal numbers mean equal rows.
+        row_D: float32 ``[D]``.
+    """
+
+    number: int
+    row_D: NDArray[np.float32]  # noqa: N815 (axis letters)
+
+
 class TokenSequence:
     """Ids, and the context positions that they take.
 
@@ -58,6 +77,7 @@ class TokenSequence:
         links: super-link table by id of its routing token.
         names: name by id of the routing tokens.
         im_patch: id whose embedding an image row replaces.
+        region: id whose embedding a region's row replaces; None without regions.
         image: the picture of this conversation, if it has one.
     """
 
@@ -67,16 +87,20 @@ class TokenSequence:
         links: Mapping[int, SuperLink],
         names: Mapping[int, str],
         im_patch: int,
+        region: int | None = None,
         image: ImageRows | None = None,
     ) -> None:
         """Start empty."""
         self._links = links
         self._names = names
         self._im_patch = im_patch
+        self._region = region
+        self._region_rows: dict[int, NDArray[np.float32]] = {}
         self.image = image
         self.ids: list[int] = []
         self.groups: list[Group] = []
-        # One entry per context position: the id, or -1 - r for row r of the group before it.
+        # One entry per context position: the id, or -1 - r for row r of the group before it, or
+        # a number far below that for a region.
         self.keys: list[int] = []
 
     def __len__(self) -> int:
@@ -87,9 +111,19 @@ class TokenSequence:
         """Positions that these ids would take."""
         return sum(1 + (len(self._links[i].rows_ND) if i in self._links else 0) for i in ids)
 
-    def append(self, ids: Iterable[int]) -> list[Group]:
-        """Add ids; every routing token brings its rows along. Returns the new groups."""
+    def count_regions(self, ids: Iterable[int]) -> int:
+        """How many regions these ids have places for."""
+        return sum(token == self._region for token in ids)
+
+    def append(self, ids: Iterable[int], regions: Sequence[RegionRow] = ()) -> list[Group]:
+        """Add ids; every routing token brings its rows along. Returns the new groups.
+
+        Args:
+            ids: what to add.
+            regions: what takes the places of the ``<region>`` ids among them, in order.
+        """
         first = len(self.groups)
+        waiting = iter(regions)
         for token in ids:
             link = self._links.get(token)
             if link is not None:
@@ -103,17 +137,28 @@ class TokenSequence:
                     )
                 )
             self.ids.append(token)
-            self.keys.append(token)
+            self.keys.append(self._place(next(waiting)) if token == self._region else token)
             if link is not None:
                 self.keys.extend(range(-1, -1 - len(link.rows_ND), -1))
+        assert next(waiting, None) is None, "a place for every region"
         return self.groups[first:]
+
+    def _place(self, region: RegionRow) -> int:
+        key = _REGION_KEYS - region.number
+        self._region_rows[key] = region.row_D
+        return key
 
     def copy(self) -> TokenSequence:
         """A sequence of its own with the same content; the image rows are shared."""
         other = TokenSequence(
-            links=self._links, names=self._names, im_patch=self._im_patch, image=self.image
+            links=self._links,
+            names=self._names,
+            im_patch=self._im_patch,
+            region=self._region,
+            image=self.image,
         )
         other.ids, other.groups, other.keys = list(self.ids), list(self.groups), list(self.keys)
+        other._region_rows = dict(self._region_rows)
         return other
 
     def cut_after_last_group(self) -> None:
@@ -154,6 +199,8 @@ class TokenSequence:
             assert total == len(self.image.rows_MD), "one row for each image position"
             before = self.keys[:start].count(self._im_patch)
             rows[patches] = self.image.rows_MD[before : before + patches.size]
+        for position in np.flatnonzero(keys <= _REGION_KEYS):
+            rows[position] = self._region_rows[int(keys[position])]
         for group in reversed(self.groups):
             first, last = group.position + 1, group.position + 1 + group.rows
             if last <= start:

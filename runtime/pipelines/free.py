@@ -1,13 +1,18 @@
-"""Free answers: the model writes, and the hidden states of its groups are collected on the way."""
+"""Free answers: the model writes, and the hidden states of its groups are collected on the way.
+
+Every group is kept with its routing token, its place and its own number of rows, so that groups of
+several decoders may stand in one answer, in any order and any turn.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from visionllm_edge.runtime.errors import InputError
 from visionllm_edge.runtime.events import (
     DetectionEvent,
     DoneEvent,
@@ -20,7 +25,7 @@ from visionllm_edge.runtime.llm.generate import Generation
 from visionllm_edge.runtime.llm.sampling import GenerationConfig
 from visionllm_edge.runtime.llm.sequence import Group, TokenSequence
 from visionllm_edge.runtime.pipelines.formats import choices_format, class_list_format, with_room
-from visionllm_edge.runtime.pipelines.labels import group_label
+from visionllm_edge.runtime.pipelines.labels import asked_for, group_label
 from visionllm_edge.runtime.pipelines.picture import Picture
 from visionllm_edge.runtime.pipelines.scripted import Selecting
 from visionllm_edge.runtime.pipelines.visionllm_v2 import VisionLLMv2
@@ -41,15 +46,23 @@ class AnsweredGroup:
 
 @dataclass
 class Answer:
-    """What the model has written so far."""
+    """What the model has written so far.
+
+    Attributes:
+        text: with tags and routing tokens by name.
+        ids: without markers.
+        groups: in textual order.
+        finish_reason: ``stop`` or ``length``; empty while it is written.
+    """
 
     text: str = ""
+    ids: list[int] = field(default_factory=list)
     groups: list[AnsweredGroup] = field(default_factory=list)
     finish_reason: str = ""
 
-    def for_detector(self) -> list[tuple[int, AnsweredGroup]]:
-        """The groups that the detector answers, with their index in the answer."""
-        return [(i, g) for i, g in enumerate(self.groups) if g.group.decoder == "detector"]
+    def of(self, decoder: str) -> list[tuple[int, AnsweredGroup]]:
+        """The groups that a decoder answers, with their index in the answer."""
+        return [(i, g) for i, g in enumerate(self.groups) if g.group.decoder == decoder]
 
 
 def write_answer(
@@ -58,8 +71,9 @@ def write_answer(
     config: GenerationConfig,
     answer: Answer,
     *,
-    expression: str | None = None,
+    question: str | None = None,
     form: AnswerFormat | None = None,
+    every_token: bool = False,
 ) -> Iterator[Event]:
     """Generate an answer; fills ``answer`` and extends ``sequence`` on the way.
 
@@ -68,27 +82,31 @@ def write_answer(
         sequence: the prompt.
         config: generation options.
         answer: an empty answer.
-        expression: label of a ``[GRD]`` group, whose answer does not repeat what was asked.
+        question: what was asked; it labels groups whose answer does not repeat it.
         form: the only answers that are allowed.
+        every_token: let the model write routing tokens that this bundle cannot answer, and say so;
+            else it can write none that has no super-link table.
 
     Raises:
         ContextError: no room for a single token, or for the longest answer of a format.
+        InputError: the model wrote a routing token that the bundle has no decoder for.
     """
-    if pipeline.has_detector:
-        limit = min(config.max_groups, pipeline.detector.settings.max_text_len)
-        config = replace(config, max_groups=limit)
+    missing = pipeline.unanswered if every_token else {}
     generation = Generation(
         pipeline.session,
         sequence,
         pipeline.tokenizer,
         with_room(config, form),
-        suppressed=pipeline.suppressed,
+        suppressed=pipeline.suppressed.difference(missing),
         form=form,
+        group_limits=pipeline.group_limits,
     )
-    since = len(sequence.ids)
+    start = since = len(sequence.ids)
     token = pipeline.tokenizer.eos
     for step in generation:
         token = step.token
+        if token in missing:
+            raise InputError(missing[token])
         answer.text += step.text
         yield TokenEvent(step.text, token)
         if step.group is None:
@@ -96,15 +114,17 @@ def write_answer(
         assert step.hidden_ND is not None
         before = sequence.ids[since : step.group.token_index]
         since = step.group.token_index + 1
-        if step.group.routing == "[GRD]" and expression is not None:
-            label = expression
-        else:
-            label = group_label(pipeline.tokenizer, before, first=not answer.groups)
+        routing = step.group.routing
+        label = asked_for(routing, question) if question is not None else None
+        if label is None:
+            first = all(group.group.routing != routing for group in answer.groups)
+            label = group_label(pipeline.tokenizer, before, first=first, routing=routing)
         answer.groups.append(AnsweredGroup(step.group, label, step.hidden_ND))
-        yield GroupEvent(step.group.routing, label, len(answer.groups) - 1)
+        yield GroupEvent(routing, label, len(answer.groups) - 1)
     if generation.tail:
         answer.text += generation.tail
         yield TokenEvent(generation.tail, token)
+    answer.ids = sequence.ids[start:]
     answer.finish_reason = generation.finish_reason
 
 
@@ -134,7 +154,6 @@ def find_free(
     *,
     question: str,
     labels: Sequence[str],
-    expression: str | None,
     selecting: Selecting,
     listed_by: str | None = None,
 ) -> Iterator[Event]:
@@ -152,8 +171,8 @@ def find_free(
         tokenizer, template = pipeline.tokenizer, pipeline.template
         form = class_list_format(tokenizer, labels, listed_by, template=template)
     sequence = pipeline.prompt((Turn(question),), picture)
-    yield from write_answer(pipeline, sequence, config, answer, expression=expression, form=form)
-    groups = [group for _, group in answer.for_detector()]
+    yield from write_answer(pipeline, sequence, config, answer, form=form)
+    groups = [group for _, group in answer.of("detector")]
     classes = list(labels)
     for group in groups:
         if group.label not in classes:

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from visionllm_edge.runtime.backends import StageOptions, StageRunner, load_backend
 from visionllm_edge.runtime.bundle import Bundle
+from visionllm_edge.runtime.diffusion.from_bundle import image_maker
 from visionllm_edge.runtime.errors import BundleError, InputError
 from visionllm_edge.runtime.llm.embeddings import EmbeddingTable, SuperLink
 from visionllm_edge.runtime.llm.session import DecoderSession
 from visionllm_edge.runtime.manifest import LLAMA, VISIONLLM_V2
 from visionllm_edge.runtime.memory import available_bytes, check_memory
 from visionllm_edge.runtime.pipelines.detector import Detector, DetectorSettings
+from visionllm_edge.runtime.pipelines.pose import pose_from_bundle
 from visionllm_edge.runtime.pipelines.stages import Stages
 from visionllm_edge.runtime.pipelines.text import TextPipeline
 from visionllm_edge.runtime.pipelines.visionllm_v2 import VisionLLMv2, VisionSettings
 from visionllm_edge.runtime.tokenizer import Tokenizer
 
-__all__ = ["BundleStages", "LoadOptions", "load_pipeline", "load_text_pipeline"]
+__all__ = ["BundleStages", "LoadOptions", "Observe", "load_pipeline", "load_text_pipeline"]
 
 _DETECTOR_STAGES = ("det_backbone", "det_encoder", "det_decoder", "det_masks")
 _HOST_BACKEND = "onnxruntime"
+Observe = Callable[[Stages], Stages]
 # Two conversations that take turns, or questions about two pictures, each keep their cache.
 _CACHES = 2
 
@@ -94,7 +98,11 @@ class BundleStages:
 
 
 def load_pipeline(
-    bundle: Bundle, options: LoadOptions | None = None, *, stages: Stages | None = None
+    bundle: Bundle,
+    options: LoadOptions | None = None,
+    *,
+    stages: Stages | None = None,
+    observe: Observe | None = None,
 ) -> VisionLLMv2:
     """Put the parts of a bundle together. The decoder is loaded here, the others when needed.
 
@@ -103,6 +111,8 @@ def load_pipeline(
         options: how to load it.
         stages: take these in place of the bundle's own (the parity gate runs the same pipeline on
             the torch model). Memory is not planned then.
+        observe: gets the stages and gives back what the pipeline shall use in their place; a
+            measurement puts its clocks there.
 
     Raises:
         BundleError: of another model family, or its parts do not fit together.
@@ -121,7 +131,7 @@ def load_pipeline(
             "in the manifest's tokenizer section. Compile the checkpoint again."
         )
     vision, clip = manifest.vision(), manifest.preprocessing().clip
-    stages, session = _session(bundle, options or LoadOptions(), stages)
+    stages, session = _session(bundle, options or LoadOptions(), stages, observe)
     return VisionLLMv2(
         stages=stages,
         tokenizer=tokenizer,
@@ -136,15 +146,23 @@ def load_pipeline(
         ),
         detector=_detector(bundle, stages),
         template=manifest.prompt.template,
+        pose=pose_from_bundle(bundle, stages),
+        generator=image_maker(bundle, stages, "generate"),
+        editor=image_maker(bundle, stages, "edit"),
+        regions=manifest.model.regions,
     )
 
 
 def load_text_pipeline(
-    bundle: Bundle, options: LoadOptions | None = None, *, stages: Stages | None = None
+    bundle: Bundle,
+    options: LoadOptions | None = None,
+    *,
+    stages: Stages | None = None,
+    observe: Observe | None = None,
 ) -> TextPipeline:
     """Put the parts of a language model together. Arguments and errors as :func:`load_pipeline`."""
     _require_family(bundle, LLAMA, "Ask it by VisionLLM, or `run` with a picture.")
-    _, session = _session(bundle, options or LoadOptions(), stages)
+    _, session = _session(bundle, options or LoadOptions(), stages, observe)
     return TextPipeline(
         tokenizer=_tokenizer(bundle),
         session=session,
@@ -173,7 +191,7 @@ def _tokenizer(bundle: Bundle) -> Tokenizer:
 
 
 def _session(
-    bundle: Bundle, options: LoadOptions, stages: Stages | None
+    bundle: Bundle, options: LoadOptions, stages: Stages | None, observe: Observe | None
 ) -> tuple[Stages, DecoderSession]:
     """The stages, and the decoder with as many caches as there is memory for."""
     most = bundle.manifest.model.llm.max_positions
@@ -192,6 +210,8 @@ def _session(
                 caches = _CACHES
         stage_options = StageOptions(threads=options.threads)
         stages = BundleStages(bundle, stage_options, buckets=options.buckets)
+    if observe is not None:
+        stages = observe(stages)
     table = EmbeddingTable.from_bundle(bundle)
     decoder = stages.get("llm_decoder")
     return stages, DecoderSession(decoder, table, capacity=context, caches=caches)

@@ -14,18 +14,33 @@ from visionllm_edge.runtime.llm.sequence import ImageRows
 from visionllm_edge.runtime.ports import Tensor
 from visionllm_edge.runtime.preprocess import DetectorInput
 
-__all__ = ["DetectorFeatures", "Picture", "PictureCache"]
+__all__ = ["DetectorFeatures", "Picture", "PictureCache", "VisionStates"]
 
 
 @dataclass(frozen=True)
 class DetectorFeatures:
-    """What the detector keeps of a picture: its prepared input and the backbone's maps.
+    """What a decoder of objects keeps of a picture: its prepared input and the backbone's maps.
 
     The maps are this object's own, on the host or wherever the backend made them.
     """
 
     prepared: DetectorInput
     maps: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class VisionStates:
+    """What the region encoder reads of a picture: host arrays of its own.
+
+    Attributes:
+        pixels: float32 ``[1, 3, I, I]``, the whole picture as the vision encoder saw it.
+        level1: float32 ``[1, P, C]``, the state two layers before the end, without class token.
+        states: float32 ``[1, P + 1, C]``, the state one layer before the end.
+    """
+
+    pixels: NDArray[np.float32]
+    level1: NDArray[np.float32]
+    states: NDArray[np.float32]
 
 
 @dataclass
@@ -37,14 +52,20 @@ class Picture:
         rgb: uint8 ``[H, W, 3]``.
         tiles: tiles for the vision encoder, until they are encoded.
         image_rows: the image tokens.
-        detector: the backbone's maps.
+        vision_states: what the region encoder reads, where the bundle has one.
+        region_rows: rows of regions by their number.
+        detector: the detector's backbone maps.
+        pose: the keypoint decoder's backbone maps.
     """
 
     key: str
     rgb: NDArray[np.uint8]
     tiles: NDArray[np.float32] | None = field(default=None, repr=False)
     image_rows: ImageRows | None = field(default=None, repr=False)
+    vision_states: VisionStates | None = field(default=None, repr=False)
+    region_rows: dict[int, NDArray[np.float32]] = field(default_factory=dict, repr=False)
     detector: DetectorFeatures | None = field(default=None, repr=False)
+    pose: DetectorFeatures | None = field(default=None, repr=False)
 
     @property
     def size(self) -> tuple[int, int]:

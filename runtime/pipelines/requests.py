@@ -17,7 +17,13 @@ from collections.abc import Sequence
 
 from visionllm_edge.runtime.errors import InputError
 
-__all__ = ["check_classes", "check_expression", "check_question"]
+__all__ = [
+    "check_classes",
+    "check_expression",
+    "check_expressions",
+    "check_line",
+    "check_question",
+]
 
 
 def check_classes(classes: Sequence[str], *, limit: int) -> tuple[str, ...]:
@@ -58,6 +64,33 @@ def check_expression(expression: str) -> str:
         InputError: empty, or more than a line.
     """
     return _line(expression, "expression")
+
+
+def check_expressions(expressions: str | Sequence[str]) -> tuple[str, ...]:
+    """One referring expression or several, each at most once.
+
+    Raises:
+        InputError: none, an empty one, one twice, or one of more than a line.
+    """
+    given = (expressions,) if isinstance(expressions, str) else expressions
+    checked = tuple(check_expression(expression) for expression in given)
+    if not checked:
+        raise InputError("expressions: expected at least one, got none. Say what to find.")
+    for index, expression in enumerate(checked):
+        if expression in checked[:index]:
+            raise InputError(
+                f"expression {expression!r}: expected each once, got it twice. Remove one."
+            )
+    return checked
+
+
+def check_line(text: str, what: str) -> str:
+    """One line of plain text without surrounding white space; ``what`` names it in messages.
+
+    Raises:
+        InputError: empty, or more than a line.
+    """
+    return _line(text, what)
 
 
 def check_question(question: str) -> str:

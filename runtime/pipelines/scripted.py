@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visionllm_edge.runtime.events import DetectionEvent, DoneEvent, Event, GroupEvent
+from visionllm_edge.runtime.pipelines.marked import Marked
 from visionllm_edge.runtime.pipelines.picture import Picture
 from visionllm_edge.runtime.pipelines.visionllm_v2 import VisionLLMv2
 from visionllm_edge.runtime.prompts import Segment, Turn
@@ -23,15 +24,27 @@ __all__ = ["Selecting", "find_scripted", "hidden_of_groups"]
 
 @dataclass(frozen=True)
 class Selecting:
-    """Which detections are wanted: smallest score, how many at most, with masks or without."""
+    """Which detections are wanted.
+
+    Attributes:
+        threshold: smallest score.
+        top_k: how many at most.
+        masks: whether each gets a mask.
+        best_of_each: exactly one for each label instead, whatever its score.
+    """
 
     threshold: float
     top_k: int
     masks: bool
+    best_of_each: bool = False
 
 
 def hidden_of_groups(
-    pipeline: VisionLLMv2, picture: Picture, question: str, answer: Sequence[Segment]
+    pipeline: VisionLLMv2,
+    picture: Picture | None,
+    question: str | tuple[Segment, ...],
+    answer: Sequence[Segment],
+    marked: Marked | None = None,
 ) -> NDArray[np.float32]:
     """Hidden states ``[T, N, D]`` of the answer's groups, in order, from one prefill.
 
@@ -40,7 +53,7 @@ def hidden_of_groups(
     Raises:
         ContextError: prompt and answer do not fit.
     """
-    sequence = pipeline.prompt((Turn(question, tuple(answer)),), picture)
+    sequence = pipeline.prompt((Turn(question, tuple(answer)),), picture, marked)
     sequence.cut_after_last_group()
     wanted = [
         position
@@ -56,11 +69,12 @@ def find_scripted(
     pipeline: VisionLLMv2,
     picture: Picture,
     *,
-    question: str,
+    question: str | tuple[Segment, ...],
     answer: Sequence[Segment],
     labels: Sequence[str],
     routing: str,
     selecting: Selecting,
+    marked: Marked | None = None,
 ) -> Iterator[Event]:
     """Ask, and find the objects of every label.
 
@@ -72,9 +86,10 @@ def find_scripted(
         labels: names of the groups.
         routing: their routing token, for the events.
         selecting: which detections are wanted.
+        marked: the regions that the question points at.
     """
     detector = pipeline.detector
-    hidden = hidden_of_groups(pipeline, picture, question, answer)
+    hidden = hidden_of_groups(pipeline, picture, question, answer, marked)
     assert len(hidden) == len(labels), "one group per label"
     for index, label in enumerate(labels):
         yield GroupEvent(routing, label, index)
@@ -86,6 +101,7 @@ def find_scripted(
         threshold=selecting.threshold,
         top_k=selecting.top_k,
         masks=selecting.masks,
+        best_of_each=selecting.best_of_each,
     )
     for detection in detections:
         yield DetectionEvent(detection)

@@ -7,6 +7,7 @@ apart in x, so that "from left to right" has one answer.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -18,7 +19,17 @@ from visionllm_edge.runtime.shapes_world.background import make_background
 from visionllm_edge.runtime.shapes_world.names import COLOR_RGB, COLORS, SHAPES
 from visionllm_edge.runtime.shapes_world.outline import Outline, draw_outline
 
-__all__ = ["MIN_CENTRE_GAP", "MIN_VISIBLE", "Item", "Scene", "make_scene"]
+__all__ = [
+    "MIN_CENTRE_GAP",
+    "MIN_VISIBLE",
+    "Item",
+    "Placed",
+    "Scene",
+    "finished_item",
+    "make_scene",
+    "paint",
+    "tight_box",
+]
 
 MIN_VISIBLE = 0.6
 """Smallest visible part of an item's area."""
@@ -73,7 +84,20 @@ class Scene:
 
 
 @dataclass
-class _Placed:
+class Placed:
+    """An item with its place, before the picture exists.
+
+    Attributes:
+        shape: One of ``SHAPES``.
+        color: One of ``COLORS``.
+        outline: What it looks like, on a crop of its own.
+        left: Where the crop begins, in pixels of the picture.
+        top: The same, downwards.
+        solid: Pixels of the crop that the item covers, bool ``[h, w]``.
+        visible: Those of them that nothing hides.
+        box: Tight box around the visible ones, in pixels of the picture, ends exclusive.
+    """
+
     shape: str
     color: str
     outline: Outline
@@ -91,6 +115,7 @@ def make_scene(
     height: int = 128,
     min_items: int = 1,
     max_items: int = 5,
+    shapes: Sequence[str] = SHAPES,
 ) -> Scene:
     """Make a scene; the same generator state gives the same scene.
 
@@ -100,6 +125,7 @@ def make_scene(
         height: Height of the picture in pixels.
         min_items: Fewest items.
         max_items: Most items; each number in between is equally likely.
+        shapes: What to draw from ``SHAPES``; a shape that is listed twice is twice as likely.
 
     Raises:
         InputError: The picture is too small, or so many items do not fit.
@@ -115,7 +141,7 @@ def make_scene(
         )
     count = int(rng.integers(min_items, max_items + 1))
     for _ in range(_SCENES_PER_CALL):
-        placed = _place_items(rng, count, width, height)
+        placed = _place_items(rng, shapes, count, width, height)
         if len(placed) == count:
             return _finish(rng, placed, width, height)
     raise InputError(
@@ -124,11 +150,13 @@ def make_scene(
     )
 
 
-def _place_items(rng: np.random.Generator, count: int, width: int, height: int) -> list[_Placed]:
-    placed: list[_Placed] = []
+def _place_items(
+    rng: np.random.Generator, shapes: Sequence[str], count: int, width: int, height: int
+) -> list[Placed]:
+    placed: list[Placed] = []
     short_side = min(width, height)
     for _ in range(count):
-        shape = SHAPES[int(rng.integers(len(SHAPES)))]
+        shape = shapes[int(rng.integers(len(shapes)))]
         color = COLORS[int(rng.integers(len(COLORS)))]
         low, high = _PERSON_SIZES if shape == "person" else _SIZES
         outline = draw_outline(shape, rng.uniform(low, high) * short_side, rng)
@@ -141,22 +169,22 @@ def _place_items(rng: np.random.Generator, count: int, width: int, height: int) 
 
 def _place_outline(
     rng: np.random.Generator,
-    placed: list[_Placed],
+    placed: list[Placed],
     shape: str,
     color: str,
     outline: Outline,
     width: int,
     height: int,
-) -> list[_Placed] | None:
+) -> list[Placed] | None:
     """Find a place for one more item; ``None`` if none of a fixed number of tries is good."""
     solid = outline.alpha >= 0.5
-    box = _tight_box(solid)
+    box = tight_box(solid)
     crop_height, crop_width = solid.shape
     gap = MIN_CENTRE_GAP * min(width, height)
     lefts = rng.integers(0, width - crop_width + 1, size=_PLACES_PER_ITEM).tolist()
     tops = rng.integers(0, height - crop_height + 1, size=_PLACES_PER_ITEM).tolist()
     for left, top in zip(lefts, tops, strict=True):
-        new = _Placed(
+        new = Placed(
             shape=shape,
             color=color,
             outline=outline,
@@ -166,7 +194,7 @@ def _place_outline(
             visible=solid,
             box=(box[0] + left, box[1] + top, box[2] + left, box[3] + top),
         )
-        below: list[_Placed] = []
+        below: list[Placed] = []
         for old in placed:
             hidden = _hide_behind(old, new)
             if hidden is None:
@@ -179,11 +207,11 @@ def _place_outline(
     return None
 
 
-def _centre_x(item: _Placed) -> float:
+def _centre_x(item: Placed) -> float:
     return (item.box[0] + item.box[2]) / 2
 
 
-def _hide_behind(old: _Placed, new: _Placed) -> _Placed | None:
+def _hide_behind(old: Placed, new: Placed) -> Placed | None:
     """The old item with the new one in front of it; ``None`` if too little of it stays in sight."""
     left, top = max(old.box[0], new.box[0]), max(old.box[1], new.box[1])
     right, bottom = min(old.box[2], new.box[2]), min(old.box[3], new.box[3])
@@ -198,8 +226,8 @@ def _hide_behind(old: _Placed, new: _Placed) -> _Placed | None:
     visible[rows, columns] &= ~cover
     if visible.sum() < MIN_VISIBLE * old.solid.sum():
         return None
-    box = _tight_box(visible)
-    return _Placed(
+    box = tight_box(visible)
+    return Placed(
         shape=old.shape,
         color=old.color,
         outline=old.outline,
@@ -211,24 +239,25 @@ def _hide_behind(old: _Placed, new: _Placed) -> _Placed | None:
     )
 
 
-def _tight_box(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
+def tight_box(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
+    """Box (x0, y0, x1, y1) around the true pixels, ends exclusive."""
     columns = np.flatnonzero(mask.any(axis=0))
     rows = np.flatnonzero(mask.any(axis=1))
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
-def _finish(rng: np.random.Generator, placed: list[_Placed], width: int, height: int) -> Scene:
+def _finish(rng: np.random.Generator, placed: list[Placed], width: int, height: int) -> Scene:
     canvas = make_background(rng, width, height)
     for item in placed:
-        _paint(rng, canvas, item)
+        paint(rng, canvas, item)
     grain = rng.standard_normal((height, width), dtype=np.float32)
     canvas += (grain * np.float32(rng.uniform(1.0, 7.0)))[:, :, None]
     image = np.clip(np.rint(canvas), 0, 255).astype(np.uint8)
     ordered = sorted(placed, key=_centre_x)
-    return Scene(image, tuple(_item(one, width, height) for one in ordered))
+    return Scene(image, tuple(finished_item(one, width, height) for one in ordered))
 
 
-def _paint(rng: np.random.Generator, canvas: NDArray[np.float32], item: _Placed) -> None:
+def paint(rng: np.random.Generator, canvas: NDArray[np.float32], item: Placed) -> None:
     """Blend one item into the canvas, in place: a jittered colour, lit from one side."""
     height, width = item.outline.alpha.shape
     color = np.asarray(COLOR_RGB[item.color], dtype=np.float32)
@@ -241,7 +270,8 @@ def _paint(rng: np.random.Generator, canvas: NDArray[np.float32], item: _Placed)
     region += (color * shade - region) * item.outline.alpha[:, :, None]
 
 
-def _item(placed: _Placed, width: int, height: int) -> Item:
+def finished_item(placed: Placed, width: int, height: int) -> Item:
+    """The item as a part of a picture of that size."""
     mask = np.zeros((height, width), dtype=np.bool_)
     crop_height, crop_width = placed.visible.shape
     mask[placed.top : placed.top + crop_height, placed.left : placed.left + crop_width] = (
@@ -257,7 +287,7 @@ def _item(placed: _Placed, width: int, height: int) -> Item:
     )
 
 
-def _keypoints(placed: _Placed) -> NDArray[np.float32] | None:
+def _keypoints(placed: Placed) -> NDArray[np.float32] | None:
     points = placed.outline.keypoints
     if points is None:
         return None

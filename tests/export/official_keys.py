@@ -120,7 +120,7 @@ TINY = Widths(
     llm_heads=4,
     llm_kv_heads=2,
     num_embs_gen=8,
-    region=(4, 8),
+    region=(1, 4),
     det=_SMALL,
     pose=replace(_SMALL, decoder_layers=6),
     sd=DiffusionWidths(

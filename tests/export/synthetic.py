@@ -11,7 +11,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tests.export.official_keys import DecoderWidths, Widths, official_keys, tied_group
+from tests.export.official_keys import (
+    DecoderWidths,
+    DiffusionWidths,
+    Widths,
+    official_keys,
+    tied_group,
+)
 
 State = dict[str, Tensor]
 
@@ -64,38 +70,77 @@ def config_for(w: Widths) -> dict[str, Any]:
             "tie_word_embeddings": False,
         },
         "gdino_config": _gdino_config(w.det, w),
-        "unipose_config": {
-            "model_type": "unipose",
-            "backbone": "swin_T_224_1k",
-            "hidden_dim": w.pose.dim,
-            "num_body_points": 68,
-            "num_queries": w.pose.queries,
-            "l_hidden_size": w.llm,
-        },
-        "sd_config": {"llm_hidden_size": w.llm, "sd_hidden_size": w.sd.cross},
-        "ip2p_config": {"llm_hidden_size": w.llm, "sd_hidden_size": w.sd.cross},
+        "unipose_config": _unipose_config(w.pose, w),
+        "sd_config": _diffusion_config(w, "stable-diffusion-v1-5", 0.1),
+        "ip2p_config": _diffusion_config(w, "instruct-pix2pix", 0.05),
     }
+
+
+def _unipose_config(d: DecoderWidths, w: Widths) -> dict[str, Any]:
+    released = DecoderWidths()
+    content: dict[str, Any] = {
+        "model_type": "unipose",
+        "backbone": "swin_T_224_1k",
+        "return_interm_indices": [1, 2, 3],
+        "hidden_dim": d.dim,
+        "nheads": d.heads,
+        "enc_layers": d.encoder_layers,
+        "dec_layers": d.decoder_layers,
+        "dim_feedforward": d.ffn,
+        "num_feature_levels": d.levels,
+        "enc_n_points": d.points,
+        "dec_n_points": d.points,
+        "num_queries": d.queries,
+        "two_stage_type": "standard",
+        "embed_init_tgt": True,
+        "num_body_points": 68,
+        "num_box_decoder_layers": 2,
+        "use_text_enhancer": True,
+        "use_fusion_layer": True,
+        "use_text_cross_attention": True,
+        "pe_temperatureH": 20,
+        "pe_temperatureW": 20,
+        "l_hidden_size": w.llm,
+    }
+    if d != released:  # the official section has no fields for other sizes than these
+        content |= {"num_instances": 4, "backbone_config": _swin(d)}
+    return content
+
+
+def _diffusion_config(w: Widths, repository: str, drop: float) -> dict[str, Any]:
+    s, released = w.sd, DiffusionWidths()
+    content: dict[str, Any] = {
+        "llm_hidden_size": w.llm,
+        "sd_hidden_size": s.cross,
+        "num_queries": s.queries,
+        "num_encoder_layers": 1,
+        "num_decoder_layers": 1,
+        "sd_model_id": f"checkpoints/{repository}",
+        "num_embed_tokens": w.num_embs_gen,
+        "cfg_drop_rate": drop,
+        "cfg_scale": 7.5,
+    }
+    if s != released:  # as above; the rest stands in the side repositories
+        content |= {
+            "dim_feedforward": s.adapter_ffn,
+            "unet_config": {"block_out_channels": list(s.unet), "norm_num_groups": 4},
+            "vae_config": {"block_out_channels": list(s.vae), "norm_num_groups": 4},
+            "text_encoder_config": {
+                "vocab_size": s.text_vocab,
+                "hidden_size": s.text.hidden,
+                "intermediate_size": s.text.ffn,
+                "num_hidden_layers": s.text.layers,
+                "num_attention_heads": s.text.heads,
+            },
+        }
+    return content
 
 
 def _gdino_config(d: DecoderWidths, w: Widths) -> dict[str, Any]:
     return {
         "_name_or_path": "checkpoints/grounding-dino-tiny",
         "model_type": "grounding-dino",
-        "backbone_config": {
-            "model_type": "swin",
-            "embed_dim": d.swin_dim,
-            "depths": list(d.swin_depths),
-            "num_heads": list(d.swin_heads),
-            "window_size": d.window,
-            "mlp_ratio": float(d.mlp_ratio),
-            "patch_size": 4,
-            "qkv_bias": True,
-            "hidden_act": "gelu",
-            "layer_norm_eps": 1e-5,
-            "use_absolute_embeddings": False,
-            "out_features": ["stage1", "stage2", "stage3", "stage4"],
-            "out_indices": [1, 2, 3, 4],
-        },
+        "backbone_config": _swin(d),
         "activation_function": "relu",
         "d_model": d.dim,
         "num_queries": d.queries,
@@ -121,6 +166,24 @@ def _gdino_config(d: DecoderWidths, w: Widths) -> dict[str, Any]:
     }
 
 
+def _swin(d: DecoderWidths) -> dict[str, Any]:
+    return {
+        "model_type": "swin",
+        "embed_dim": d.swin_dim,
+        "depths": list(d.swin_depths),
+        "num_heads": list(d.swin_heads),
+        "window_size": d.window,
+        "mlp_ratio": float(d.mlp_ratio),
+        "patch_size": 4,
+        "qkv_bias": True,
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-5,
+        "use_absolute_embeddings": False,
+        "out_features": ["stage1", "stage2", "stage3", "stage4"],
+        "out_indices": [1, 2, 3, 4],
+    }
+
+
 def make_state(w: Widths, *, seed: int = 0) -> State:
     """Random weights under all official names; tied names share one tensor.
 
@@ -141,10 +204,11 @@ def make_state(w: Widths, *, seed: int = 0) -> State:
     return state
 
 
-def write_config(folder: Path, w: Widths) -> None:
-    """Only ``config.json``."""
+def write_config(folder: Path, w: Widths, **changed: object) -> None:
+    """Only ``config.json``; ``changed`` are other values of top-level fields."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config_for(w)), encoding="utf-8")
+    text = json.dumps(config_for(w) | changed)
+    (folder / "config.json").write_text(text, encoding="utf-8")
 
 
 def write_bins(folder: Path, state: Mapping[str, Tensor], *, swap: bool = False) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import json
 import math
 import resource
@@ -23,14 +24,30 @@ from tests.export.synthetic import (
     write_config,
     write_safetensors,
 )
+from visionllm_edge.export import official_layout
 from visionllm_edge.export.checkpoint import Checkpoint, canonical_name, load_model
-from visionllm_edge.export.components.model import meta_model
-from visionllm_edge.export.config import config_from_dict
+from visionllm_edge.export.components.model import VisionLLM, meta_model
+from visionllm_edge.export.config import VisionLLMConfig, config_from_dict
 from visionllm_edge.runtime.errors import CheckpointError
 
-BUILT = ("vis_encoder", "llm", "vl_bridge", "gdino", "emb_embeddings")
 UNUSED = ("vis_encoder.vision_model.post_layernorm", "gdino.model.mask_embed.")
 QUERY = "llm.model.layers.0.self_attn.q_proj.weight"
+
+
+@pytest.fixture(autouse=True)
+def _one_structure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The module tree of one configuration is made once, not in every test."""
+
+    def structure(config: VisionLLMConfig) -> VisionLLM:
+        key = json.dumps(config.raw, sort_keys=True)
+        if key not in _STRUCTURES:
+            _STRUCTURES[key] = meta_model(config)
+        return _STRUCTURES[key]
+
+    monkeypatch.setattr(official_layout, "meta_model", structure)
+
+
+_STRUCTURES: dict[str, VisionLLM] = {}
 
 
 @pytest.fixture(scope="module")
@@ -48,12 +65,8 @@ def folder(state: State, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def needed(name: str) -> bool:
-    """Whether a key belongs to the built components, seen from the official list."""
-    return (
-        name.startswith(BUILT)
-        and not name.startswith(UNUSED)
-        and not name.endswith("relative_position_index")
-    )
+    """Whether inference reads a key, seen from the official list."""
+    return not name.startswith(UNUSED) and not name.endswith("relative_position_index")
 
 
 # The list itself.
@@ -98,10 +111,7 @@ def test_official_list_has_the_known_sizes() -> None:
 
 def test_tied_names_become_one() -> None:
     for name in official_keys(RELEASED):
-        if part_of(name) == "gdino":
-            assert canonical_name(name) == tied_group(name), name
-        else:
-            assert canonical_name(name) == name
+        assert canonical_name(name) == tied_group(name), name
 
 
 # What the components ask for.
@@ -112,13 +122,16 @@ def test_released_model_needs_exactly_the_official_keys(tmp_path: Path) -> None:
     save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     began = time.process_time()
-    expected = Checkpoint(tmp_path).expected()
+    checkpoint = Checkpoint(tmp_path)
+    expected = checkpoint.expected()
     seconds = time.process_time() - began
     grown_mib = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     official = {
         tied_group(name): shape for name, shape in official_keys(RELEASED).items() if needed(name)
     }
     assert expected == official
+    assert checkpoint.shapes == official_keys(RELEASED)
+    assert len(checkpoint.shapes) == 4742
     # 7 billion weights in fp32 would be 28 GB.
     assert grown_mib < 300
     assert seconds < 30
@@ -166,18 +179,18 @@ def test_values_arrive_from_safetensors(tmp_path: Path, state: State, shards: bo
     check_loaded(tmp_path, state)
 
 
-def test_values_arrive_from_one_bin(tmp_path: Path, state: State) -> None:
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "the format before it"])
+def test_values_arrive_from_one_bin(tmp_path: Path, state: State, zipped: bool) -> None:
     write_config(tmp_path, TINY)
-    torch.save(state, tmp_path / "pytorch_model.bin")
+    path = tmp_path / "pytorch_model.bin"
+    torch.save(state, path, _use_new_zipfile_serialization=zipped)
     check_loaded(tmp_path, state)
 
 
-def test_values_arrive_without_the_tied_copies_and_the_other_parts(
-    tmp_path: Path, state: State
-) -> None:
+def test_values_arrive_without_the_tied_copies(tmp_path: Path, state: State) -> None:
     write_config(tmp_path, TINY)
     kept = {n: t for n, t in state.items() if needed(n) and tied_group(n) == n}
-    assert len(kept) < len(state) / 3
+    assert len(kept) < len(state)
     write_safetensors(tmp_path, kept, shards=False)
     check_loaded(tmp_path, state)
 
@@ -229,7 +242,7 @@ def test_all_three_at_once_and_a_long_list_is_cut(tmp_path: Path, state: State) 
     refused(
         tmp_path,
         broken,
-        rf"{count} missing: .* and {count - 8} more; 1 mis-shaped: .*; 1 unknown: vis_encoder\.b",
+        rf"{count} missing: .* and {count - 12} more; 1 mis-shaped: .*; 1 unknown: vis_encoder\.b",
     )
 
 
@@ -242,6 +255,79 @@ def test_unknown_part_of_the_model_is_not_waved_through(tmp_path: Path, state: S
 )
 def test_copies_that_differ_are_refused(tmp_path: Path, state: State, name: str) -> None:
     refused(tmp_path, state | {name: state[name] + 1}, rf"{name} differs from .*\.0\.layers")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "gdino.bbox_embed.1.layers.0.weight",
+        "unipose.transformer.decoder.pose_hw_embed.3.layers.2.bias",
+        "unipose.backbone.0.layers.1.blocks.0.attn.relative_position_index",
+        "vis_encoder.vision_model.post_layernorm.weight",
+        "gdino.model.mask_embed.layers.2.bias",
+    ],
+)
+def test_copies_and_unused_tensors_are_checked_too(tmp_path: Path, state: State, name: str) -> None:
+    refused(tmp_path, state | {name: state[name][:-1]}, rf"1 mis-shaped: {name} \(expected")
+
+
+@pytest.mark.parametrize(
+    "name", ["gdino.bbox_embed.3.layers.0.weight", "unipose.pose_hw_embed.4.layers.2.bias"]
+)
+def test_a_copy_for_a_layer_that_is_not_there(tmp_path: Path, state: State, name: str) -> None:
+    refused(tmp_path, state | {name: torch.zeros(2)}, f"1 unknown: {name}")
+
+
+def test_every_key_is_checked(tmp_path: Path, state: State) -> None:
+    """Every official key with another shape, unused ones and copies too: none is overlooked."""
+    write_config(tmp_path, TINY)
+    write_bins(tmp_path, state)
+    checkpoint = Checkpoint(tmp_path)
+    assert set(checkpoint.entries) == set(official_keys(TINY))
+    for name, entry in list(checkpoint.entries.items()):
+        checkpoint.entries[name] = dataclasses.replace(entry, shape=(*entry.shape, 7))
+    with pytest.raises(CheckpointError, match=rf"not fit config.json: {len(state)} mis-shaped: "):
+        checkpoint.check()
+
+
+def test_a_part_that_is_switched_off_may_be_there(tmp_path: Path, state: State) -> None:
+    write_config(tmp_path, TINY, use_sd=False, use_ip2p=False)
+    write_bins(tmp_path, state)
+    model = load_model(Checkpoint(tmp_path))
+    assert not any(name.startswith(("sd.", "ip2p.")) for name in model.state_dict())
+
+
+def test_a_part_that_is_switched_on_must_be_there(tmp_path: Path, state: State) -> None:
+    count = sum(part_of(name) == "region_encoder" for name in state)
+    broken = {name: t for name, t in state.items() if part_of(name) != "region_encoder"}
+    refused(tmp_path, broken, rf"{count} missing: region_encoder\.mask_embedding\.0\.bias, ")
+
+
+# One branch's autoencoder for both.
+
+TIED = {"tied_prefixes": {"ip2p.sd_vae.": "sd.sd_vae."}}
+
+
+def test_tied_parts_are_stored_once(tmp_path: Path, state: State) -> None:
+    write_config(tmp_path, TINY, visionllm_edge=TIED)
+    kept = {name: t for name, t in state.items() if not name.startswith("ip2p.sd_vae.")}
+    write_bins(tmp_path, kept)
+    checkpoint = Checkpoint(tmp_path)
+    loaded = load_model(checkpoint).state_dict()
+    names = [name for name in loaded if name.startswith("ip2p.sd_vae.")]
+    assert names
+    for name in names:
+        assert torch.equal(loaded[name], state[f"sd.{name.removeprefix('ip2p.')}"].float())
+    prefix = ("ip2p.sd_vae.decoder.",)
+    assert checkpoint.fingerprint(prefix) == checkpoint.fingerprint(("sd.sd_vae.decoder.",))
+    assert checkpoint.fingerprint(("ip2p.",)) != checkpoint.fingerprint(("ip2p.sd_unet.",))
+
+
+def test_tied_parts_that_differ_are_refused(tmp_path: Path, state: State) -> None:
+    write_config(tmp_path, TINY, visionllm_edge=TIED)
+    write_bins(tmp_path, state)
+    with pytest.raises(CheckpointError, match=r"sd\.sd_vae\.\S+ differs from ip2p\.sd_vae\."):
+        load_model(Checkpoint(tmp_path))
 
 
 class _Intruder:
@@ -357,10 +443,9 @@ def test_fingerprint_does_not_depend_on_copies_and_buffers(
     kept = {n: t for n, t in state.items() if needed(n) and tied_group(n) == n}
     write_config(tmp_path, TINY)
     write_safetensors(tmp_path, kept, shards=False)
-    prefixes = tuple(f"{part}." for part in BUILT[:4])
     whole, part = Checkpoint(folder), Checkpoint(tmp_path)
-    assert part.fingerprint(prefixes) == whole.fingerprint(prefixes)
-    assert part.fingerprint() != whole.fingerprint()  # the diffusion weights are gone
+    assert part.fingerprint() == whole.fingerprint()
+    assert part.fingerprint(("sd.",)) != part.fingerprint(("ip2p.",))
 
 
 def altered(tensor: torch.Tensor) -> torch.Tensor:

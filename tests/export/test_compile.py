@@ -16,16 +16,18 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from tests.export.small_checkpoint import write_small_checkpoint, write_weights
+from tests.export.small_checkpoint import small_config, write_small_checkpoint, write_weights
 from visionllm_edge.export import build_stage as build_stage_module
 from visionllm_edge.export import compile as compile_module
 from visionllm_edge.export import end_to_end as end_to_end_module
 from visionllm_edge.export.cache import StageCache
+from visionllm_edge.export.calibration_inputs import CALIBRATED
 from visionllm_edge.export.canonical import load_canonical
 from visionllm_edge.export.compile import CompileReport, compile_checkpoint
+from visionllm_edge.export.config import config_from_dict
 from visionllm_edge.export.lowering import LoweredNode, lower
 from visionllm_edge.export.progress import Progress
-from visionllm_edge.export.stages import STAGES
+from visionllm_edge.export.stages import stages_of
 from visionllm_edge.export.verify import verify_bundle
 from visionllm_edge.runtime.bundle import Bundle, sha256_of_file
 from visionllm_edge.runtime.cli import main
@@ -35,7 +37,8 @@ from visionllm_edge.runtime.targets import Target
 
 pytestmark = pytest.mark.slow
 
-NAMES = tuple(stage.name for stage in STAGES)
+SMALL = config_from_dict(small_config(300), name="small")
+NAMES = tuple(stage.name for stage in stages_of(SMALL))
 DETECTOR = tuple(name for name in NAMES if name.startswith("det_"))
 
 
@@ -138,7 +141,7 @@ def test_golden_limits_are_there_for_every_precision(report: CompileReport) -> N
         golden = stage.parity["golden"]
         assert isinstance(golden, dict), name
         limits = golden["limits"]
-        eight = [] if name == "llm_decoder" else ["int8", "fp8"]
+        eight = ["int8", "fp8"] if name in CALIBRATED else []
         assert list(limits) == ["fp32", "fp16", "bf16", *eight]
         assert all(set(of) == {port.name for port in stage.outputs} for of in limits.values())
         for output in limits["fp32"]:

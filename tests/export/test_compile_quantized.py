@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.export.small_checkpoint import write_small_checkpoint
+from tests.export.small_checkpoint import small_config, write_small_checkpoint
 from visionllm_edge.export import end_to_end as end_to_end_module
 from visionllm_edge.export.cache import StageCache
 from visionllm_edge.export.compile import CompileReport, compile_checkpoint
+from visionllm_edge.export.config import config_from_dict
 from visionllm_edge.export.quantize.policy import LlmPrecision
-from visionllm_edge.export.stages import STAGES
+from visionllm_edge.export.stages import stages_of
 from visionllm_edge.export.verify import verify_bundle
 from visionllm_edge.runtime.bundle import Bundle
 from visionllm_edge.runtime.errors import ConfigError, ParityError
@@ -21,7 +22,8 @@ from visionllm_edge.runtime.model import VisionLLM
 
 pytestmark = pytest.mark.slow
 
-NAMES = tuple(stage.name for stage in STAGES)
+SMALL = config_from_dict(small_config(300), name="small")
+NAMES = tuple(stage.name for stage in stages_of(SMALL))
 OTHERS = tuple(name for name in NAMES if name != "llm_decoder")
 INT4 = LlmPrecision.from_options("int4")
 

@@ -9,7 +9,7 @@ from torch import nn
 from tests.export.small_checkpoint import write_small_checkpoint
 from visionllm_edge.export.checkpoint import Checkpoint, load_model
 from visionllm_edge.export.half_control import HALF_DTYPES, run_in_half
-from visionllm_edge.export.stages import STAGES
+from visionllm_edge.export.stages import stages_of
 from visionllm_edge.export.stages.examples import Examples
 
 UNIT = {"fp16": 2.0**-11, "bf16": 2.0**-8}
@@ -34,8 +34,8 @@ def test_every_stage_runs_and_differs_a_little(
     folder = write_small_checkpoint(tmp_path_factory.mktemp("small") / "checkpoint")
     model = load_model(Checkpoint(folder))
     examples = Examples(model)
-    for stage in STAGES:
-        bucket = model.config.deployment.det_buckets[0] if stage.bucketed else None
+    for stage in stages_of(model.config):
+        bucket = stage.bucket_list(model.config)[0]
         module = stage.module(model, bucket)
         inputs = stage.inputs(examples, bucket, stage.trace_case)
         with torch.no_grad():

@@ -202,6 +202,24 @@ def _vision(pixels: Float) -> dict[str, Float]:
     return {"image_tokens": (blocks.swapaxes(1, 2) @ weight).astype(np.float32)}
 
 
+def _vision_with_states(pixels: Float) -> dict[str, Float]:
+    tokens = _vision(pixels)["image_tokens"]
+    states = np.concatenate([tokens.mean(axis=1, keepdims=True), tokens], axis=1)[:, :, :6]
+    return {"image_tokens": tokens, "level1": tokens[:, :, 6:12].copy(), "states": states}
+
+
+def _regions(pixels: Float, masks: Float, level1: Float, states: Float) -> dict[str, Float]:
+    """Depends on every input: where the mask is, what is under it, and the picture's states."""
+    count, _, height, width = masks.shape
+    place = np.arange(height * width, dtype=np.float32) / (height * width)
+    flat = masks.reshape(count, -1)
+    under = flat @ np.c_[pixels.reshape(3, -1).T, place] / flat.sum(axis=1, keepdims=True)
+    whole = np.r_[level1.mean(axis=(0, 1)), states.mean(axis=(0, 1))]
+    inputs = np.c_[under, np.tile(whole, (count, 1))]
+    weight = np.random.default_rng(2).normal(0, 9, (inputs.shape[1], DIM))
+    return {"region_tokens": (inputs @ weight).astype(np.float32)}
+
+
 def _backbone(pixels: Float) -> dict[str, Float]:
     def pooled(stride: int) -> Float:
         _, c, h, w = pixels.shape
@@ -252,10 +270,16 @@ class Toy:
     """A pipeline over toy stages, with everything a test wants to look at."""
 
     def __init__(
-        self, capacity: int = 1200, max_text_len: int = 256, tokenizer: Tokenizer | None = None
+        self,
+        capacity: int = 1200,
+        max_text_len: int = 256,
+        tokenizer: Tokenizer | None = None,
+        *,
+        regions: bool = False,
     ) -> None:
         rng = np.random.default_rng(0)
-        self.tokenizer = tokenizer or toy_tokenizer()
+        more = ("<reg>", "</reg>", "<region>") if regions else ()
+        self.tokenizer = tokenizer or toy_tokenizer(*more)
         self.table = rng.normal(0, 1, (self.tokenizer.size, DIM)).astype(np.float32)
 
         def link(name: str, tokens: tuple[str, ...], rows: int, decoder: str) -> SuperLink:
@@ -276,6 +300,8 @@ class Toy:
             "det_decoder": _decoder,
             "det_masks": _masks,
         }
+        if regions:
+            functions |= {"vision_encoder": _vision_with_states, "region_encoder": _regions}
         self.stages = ToyStages({name: FunctionStage(name, f) for name, f in functions.items()})
         self.session = self.new_session(capacity)
         self.pipeline = VisionLLMv2(
@@ -297,6 +323,7 @@ class Toy:
                 ),
             ),
             template="vicuna_v1",
+            regions=regions,
         )
 
     def text_pipeline(self, capacity: int = 1200) -> TextPipeline:
@@ -335,6 +362,24 @@ def make_toy() -> Callable[..., Toy]:
 @pytest.fixture
 def toy() -> Toy:
     return Toy()
+
+
+@pytest.fixture
+def make_full() -> Callable[..., Toy]:
+    """A toy with every decoder; ``without`` names one that is missing."""
+
+    def make(capacity: int = 1600, **options: Any) -> Toy:
+        from tests.runtime.full_toy import add_decoders
+
+        toy: Toy = add_decoders(Toy(capacity, tokenizer=toy_tokenizer("[EDIT]")), **options)
+        return toy
+
+    return make
+
+
+@pytest.fixture
+def full(make_full: Callable[..., Toy]) -> Toy:
+    return make_full()
 
 
 @pytest.fixture

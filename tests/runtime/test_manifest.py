@@ -126,7 +126,7 @@ DELETE = object()
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("schema", 2, "expected schema 3, which this version reads, got 2"),
+        ("schema", 3, "expected schema 4, which this version reads, got 3"),
         ("schema", True, "got True"),
         ("schema", DELETE, "got None"),
         ("family", DELETE, "'family' is missing"),

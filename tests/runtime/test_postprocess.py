@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from visionllm_edge.runtime.errors import BackendError
-from visionllm_edge.runtime.postprocess import Selection, masks, select
+from visionllm_edge.runtime.postprocess import Selection, best_of_each, masks, select
 from visionllm_edge.runtime.resize import bilinear_matrix
 
 
@@ -96,3 +96,20 @@ def test_masks_equal_torch() -> None:
 def test_no_masks_at_all() -> None:
     got = masks(np.zeros((0, 8, 8), np.float32), valid_size=(32, 32), original_size=(10, 12))
     assert got.shape == (0, 10, 12)
+
+
+def test_best_of_each_takes_one_query_per_class() -> None:
+    """Whatever its score, in the order of the classes, the first of equal ones."""
+    logits = np.array([[-9.0, 2.0], [-8.0, 2.0], [-8.0, 1.0]], np.float32)
+    boxes = np.array([[0.5, 0.5, 0.2, 0.4], [0.1, 0.2, 0.2, 0.2], [0.9, 0.9, 0.1, 0.1]], np.float32)
+    chosen = best_of_each(logits, boxes, image_size=(10, 20))
+    assert chosen.labels.tolist() == [0, 1] and chosen.queries.tolist() == [1, 0]
+    np.testing.assert_allclose(chosen.scores, 1 / (1 + np.exp([8.0, -2.0])), rtol=1e-5)
+    np.testing.assert_allclose(chosen.boxes_xyxy, [[0, 1, 4, 3], [8, 3, 12, 7]], atol=1e-5)
+
+
+def test_best_of_each_refuses_what_is_no_number() -> None:
+    with pytest.raises(BackendError, match="not finite"):
+        best_of_each(
+            np.full((2, 1), np.nan, np.float32), np.zeros((2, 4), np.float32), image_size=(4, 4)
+        )

@@ -15,6 +15,8 @@ from visionllm_edge.runtime.preprocess import (
     clip_tiles,
     detector_input,
     grid_candidates,
+    pose_input,
+    pose_size,
 )
 from visionllm_edge.runtime.resize import resize_bilinear
 
@@ -145,3 +147,42 @@ def test_bucket_choice(
 def test_a_bucket_off_the_grid_is_refused(bucket: tuple[int, int]) -> None:
     with pytest.raises(ConfigError, match="multiples of 32"):
         prepared(picture(8, 8), buckets=[bucket])
+
+
+@pytest.mark.parametrize(
+    ("size", "resized"),
+    [
+        ((480, 640), (800, 1066)),  # 1066.67 is cut, where the detector rounds to 1067
+        ((640, 480), (1066, 800)),
+        ((500, 500), (800, 800)),
+        ((500, 1000), (666, 1332)),  # 2000 would be too long: 666.5 rounds to the even 666
+        ((1000, 300), (1333, 400)),
+        ((1, 5000), (1, 5000)),
+    ],
+)
+def test_size_of_the_keypoint_decoders_picture(
+    size: tuple[int, int], resized: tuple[int, int]
+) -> None:
+    assert pose_size(size, shortest=800, longest=1333) == resized
+
+
+def posed(image: np.ndarray, buckets: Sequence[tuple[int, int]] = ()) -> DetectorInput:
+    return pose_input(
+        image, shortest=64, longest=96, divisor=32, buckets=buckets, mean=MEAN, std=STD
+    )
+
+
+def test_the_keypoint_decoders_picture_is_resized_by_pillow_and_padded() -> None:
+    image = picture(100, 130)
+    ours = posed(image)
+    assert (ours.valid_size, ours.bucket, ours.original_size) == ((64, 83), (64, 96), (100, 130))
+    theirs = Image.fromarray(image).resize((83, 64), Image.Resampling.BILINEAR)
+    expected = (np.asarray(theirs, np.float32) - MEAN) / np.array(STD)
+    np.testing.assert_allclose(ours.pixels[0, :, :, :83].transpose(1, 2, 0), expected, atol=1e-5)
+    assert not ours.pixels[..., 83:].any()
+    assert ours.pixels.dtype == np.float32
+
+
+def test_a_picture_that_no_pose_bucket_holds_is_made_smaller() -> None:
+    assert posed(picture(64, 90), buckets=((64, 64),)).valid_size == (46, 64)
+    assert posed(picture(64, 90), buckets=((64, 64), (96, 96))).bucket == (96, 96)

@@ -12,7 +12,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from tests.export.components.their_detector import CONFIG, texts, their_detector
 from tests.export.components.weights import randomise
-from visionllm_edge.export.components import object_decoder
+from visionllm_edge.export.components import object_decoder, queries
 from visionllm_edge.export.components.geometry import Geometry, LevelGeometry
 from visionllm_edge.export.components.object_decoder import ObjectDecoder
 from visionllm_edge.export.config import SwinConfig
@@ -143,12 +143,12 @@ def test_a_planted_fault_shows(fault: str) -> None:
 
 
 def test_wrong_order_of_the_box_embedding_shows(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = object_decoder._box_embedding
+    right = queries.box_embedding
 
     def wrong(boxes: Tensor, dim: int) -> Tensor:
         return right(boxes[..., [1, 0, 2, 3]], dim)
 
-    monkeypatch.setattr(object_decoder, "_box_embedding", wrong)
+    monkeypatch.setattr(object_decoder, "box_embedding", wrong)
     found, expected = both(make(), (70, 130))
     assert float((found["boxes"] - expected["boxes"]).abs().max()) > 5e-3
 

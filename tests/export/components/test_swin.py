@@ -84,7 +84,7 @@ def test_epsilon_of_the_blocks_only() -> None:
     assert worst(ours, theirs(ours, config), pixels(*SIZE)) < 1e-4
 
 
-def _row_major_merging(module: swin._PatchMerging, x: Tensor) -> Tensor:
+def _row_major_merging(module: swin.PatchMerging, x: Tensor) -> Tensor:
     x = F.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
     quarters = [x[:, i::2, j::2] for i in (0, 1) for j in (0, 1)]
     out: Tensor = module.reduction(module.norm(torch.cat(quarters, dim=-1)))
@@ -127,7 +127,7 @@ def test_a_planted_fault_in_the_maths_shows(fault: str, monkeypatch: pytest.Monk
     ours = make()
     model = theirs(ours)
     if fault == "merging":
-        monkeypatch.setattr(swin._PatchMerging, "forward", _row_major_merging)
+        monkeypatch.setattr(swin.PatchMerging, "forward", _row_major_merging)
     else:
         monkeypatch.setattr(swin, "_shift_mask", _no_shift_mask)
     assert worst(ours, model, pixels(*SIZE)) > 1e-2

@@ -128,6 +128,20 @@ def test_geometry_comes_from_integers() -> None:
     assert kept == {"size": "geometry", "ratio": "spread"}
 
 
+def test_an_angle_is_kept_back_to_the_graphs_inputs() -> None:
+    kept = _kept(
+        [
+            _node("Mul", "x two", "angle"),
+            _node("Sin", "angle", "sine"),
+            _node("MatMul", "sine w", "hidden"),
+            _node("Mul", "hidden two", "other_angle"),  # its own rounding is the weights'
+            _node("Cos", "other_angle", "y"),
+        ],
+        "y",
+    )
+    assert kept == {"angle": "phase", "sine": "range", "y": "range"}
+
+
 def test_sampling_locations_are_kept_back_to_their_weights() -> None:
     inputs = make_inputs([(2, 2)])
     model = msda_model(inputs)

@@ -8,7 +8,7 @@ import pytest
 
 from visionllm_edge.export.config import VisionLLMConfig, config_from_dict
 from visionllm_edge.export.tiny.architecture import tiny_config
-from visionllm_edge.export.tiny.train import load_tokenizer
+from visionllm_edge.export.tiny.training_folder import load_tokenizer
 from visionllm_edge.export.tiny.vocabulary import PIECES, SPECIAL_TOKENS, write_tokenizer
 from visionllm_edge.runtime.tokenizer import Tokenizer
 

@@ -12,10 +12,13 @@ from safetensors import safe_open
 from tests.export.components.weights import randomise
 from tests.export.official_keys import TINY, official_keys, tied_group
 from tests.export.synthetic import config_for
-from visionllm_edge.export.checkpoint import Checkpoint, load_model
+from visionllm_edge.export.checkpoint import Checkpoint, canonical_name, load_model
 from visionllm_edge.export.components.model import VisionLLM
 from visionllm_edge.export.config import config_from_dict
-from visionllm_edge.export.tiny.save import save_checkpoint
+from visionllm_edge.export.tiny.architecture import PARTS, tiny_config
+from visionllm_edge.export.tiny.picture_sizes import TIED_PREFIXES
+from visionllm_edge.export.tiny.save import PIECES, save_checkpoint
+from visionllm_edge.export.tiny.training_folder import load_tokenizer
 
 TOKENIZER = (
     "tokenizer.model",
@@ -66,7 +69,7 @@ def test_the_detector_may_come_from_another_run(source: Path, tmp_path: Path) ->
     other, target = tmp_path / "detector", tmp_path / "checkpoint"
     other.mkdir()
     torch.save({"mean": make(3).state_dict()}, other / "state.pt")
-    save_checkpoint(source, target, detector_from=other)
+    save_checkpoint(source, target, pieces={"detector": other})
     loaded, rest, detector = loaded_from(target), make(2).state_dict(), make(3).state_dict()
     for name, tensor in loaded.items():
         if "post_layernorm" not in name:
@@ -97,3 +100,49 @@ def test_layout(source: Path, tmp_path: Path) -> None:
     official = official_keys(TINY)
     assert names <= set(official)
     assert all(tied_group(name) == name for name in names)  # tied heads are stored once
+
+
+def test_pieces_make_one_checkpoint_with_every_part(vocabulary: Path, tmp_path: Path) -> None:
+    """Language, pose, generation and editing from a folder each; what two share is stored once."""
+    plain = tiny_config(load_tokenizer(vocabulary).size)
+    whole = tiny_config(load_tokenizer(vocabulary).size, PARTS, scaling_factor=0.5)
+    states = {}
+    for seed, part in enumerate(("language", *PIECES)):
+        model = VisionLLM(config_from_dict(plain if part == "language" else whole, name="tiny"))
+        randomise(model, seed)
+        states[part] = dict(model.state_dict())
+        (tmp_path / part).mkdir()
+        state = {"mean": states[part], "scaling_factor": 0.5}
+        if part in PIECES:  # a piece has its own tensors only
+            state["mean"] = {k: v for k, v in states[part].items() if k.startswith(PIECES[part])}
+        torch.save(state, tmp_path / part / "state.pt")
+    for name in TOKENIZER:
+        (tmp_path / "language" / name).write_bytes((vocabulary / name).read_bytes())
+    (tmp_path / "language" / "config.json").write_text(json.dumps(plain), encoding="utf-8")
+    target = tmp_path / "checkpoint"
+    save_checkpoint(tmp_path / "language", target, pieces={p: tmp_path / p for p in PIECES})
+    assert json.loads((target / "config.json").read_text(encoding="utf-8")) == whole
+    loaded = loaded_from(target)
+    owners = {prefix: part for part, prefixes in PIECES.items() for prefix in prefixes}
+    seen = set()
+    for name, tensor in loaded.items():
+        owner = next((p for prefix, p in owners.items() if name.startswith(prefix)), "language")
+        stored = canonical_name(name, TIED_PREFIXES)
+        if stored.startswith("sd."):
+            owner = "generation"
+        if "post_layernorm" not in name and torch.is_floating_point(tensor):
+            assert torch.equal(tensor, states[owner][stored].half().float()), name
+            seen.add(owner)
+    assert seen == {"language", *PIECES}
+    with safe_open(target / "model.safetensors", framework="pt") as file:
+        names = file.keys()
+    assert not any(name.startswith("ip2p.sd_vae.") for name in names)
+    assert (target / "model.safetensors").stat().st_size < 24_000_000
+
+
+def test_a_piece_without_its_tensors_is_refused(source: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    torch.save({"mean": {"llm.norm": torch.ones(2)}}, other / "state.pt")
+    with pytest.raises(AssertionError, match="has no tensor that begins with"):
+        save_checkpoint(source, tmp_path / "checkpoint", pieces={"pose": other})

@@ -16,7 +16,7 @@ from visionllm_edge.runtime.engines.profiles import (
     profiles_for,
 )
 from visionllm_edge.runtime.errors import ConfigError
-from visionllm_edge.runtime.manifest import ModelSpec
+from visionllm_edge.runtime.manifest import DiffusionSpec, ModelSpec, PoseSpec, SchedulerSpec
 from visionllm_edge.runtime.typed_json import object_from_json
 
 MODEL = object_from_json(ModelSpec, json.loads(MANIFEST.read_text(encoding="utf-8"))["model"])
@@ -106,3 +106,53 @@ def test_an_unknown_axis_is_refused_by_name() -> None:
 def test_a_bundle_without_a_detector_has_no_class_axis() -> None:
     ranges = axis_ranges(dataclasses.replace(MODEL, detector=None))
     assert "T" not in ranges["prefill"]
+
+
+def test_poses_and_regions_have_their_limits() -> None:
+    pose = PoseSpec(
+        buckets=((64, 64),),
+        shortest_edge=64,
+        longest_edge=64,
+        divisor=32,
+        max_objects=100,
+        max_keypoints=68,
+        num_instances=50,
+    )
+    axes = axis_ranges(dataclasses.replace(MODEL, pose=pose, regions=True))["prefill"]
+    assert (axes["No"], axes["K"], axes["R"]) == ((1, 1, 100), (1, 17, 68), (1, 1, 32))
+    few = axis_ranges(dataclasses.replace(MODEL, pose=dataclasses.replace(pose, max_keypoints=5)))
+    assert few["prefill"]["K"] == (1, 5, 5)
+
+
+def _pictures(default: int, image_guidance: float) -> DiffusionSpec:
+    return DiffusionSpec(
+        latent_channels=4,
+        vae_factor=8,
+        scaling_factor=0.18215,
+        multiple=8,
+        default_height=default,
+        default_width=default,
+        steps=50,
+        guidance=7.5,
+        image_guidance=image_guidance,
+        scheduler=SchedulerSpec(kind="ddim"),
+        empty_prompt="tables/empty.npy",
+        condition_tokens=77,
+        condition_width=768,
+    )
+
+
+def test_the_branches_that_make_pictures_share_their_ranges() -> None:
+    assert not {"b", "h", "w", "H", "W"} & RANGES["prefill"].keys()
+    model = dataclasses.replace(MODEL, generation=_pictures(512, 0.0), editing=_pictures(256, 1.5))
+    ranges = axis_ranges(model)
+    # From a quarter of an edited picture to one and a half of a generated one.
+    latents: list[int | str] = ["b", 4, "h", "w"]
+    (profile,) = profiles_for("gen_unet", {"latents": latents}, ranges)
+    assert profile.shapes["latents"] == ShapeRange((1, 4, 8, 8), (2, 4, 64, 64), (3, 4, 96, 96))
+    (profile,) = profiles_for("edit_vae_encoder", {"pixels": [1, 3, "H", "W"]}, ranges)
+    assert profile.shapes["pixels"] == ShapeRange(
+        (1, 3, 64, 64), (1, 3, 512, 512), (1, 3, 768, 768)
+    )
+    editing = axis_ranges(dataclasses.replace(MODEL, editing=_pictures(256, 1.5)))
+    assert editing["prefill"]["b"] == (1, 3, 3) and editing["prefill"]["h"] == (8, 32, 48)

@@ -20,7 +20,6 @@ def talker(toy: Any) -> Any:
     toy.reply("find", FIND)
     toy.reply("both", (Text("Sure,"), Control("[GRD]"), Text(" and a hat"), Control("[DET]")))
     toy.reply("locate", (Text("Sure,"), Control("[GRD]"), Text(".")))
-    toy.reply("pose", (Text("Sure, nose"), Control("[POSE]"), Text(", cat"), Control("[DET]")))
     toy.reply("tags", (Control("<det>"), Text("a fox"), Control("</det>"), Control("[DET]")))
     return toy
 
@@ -149,15 +148,11 @@ def test_a_referring_group_gives_one_box_and_is_named_by_the_question(
     assert scores == sorted(scores, reverse=True)
 
 
-def test_groups_of_another_decoder_are_named_and_not_looked_for(talker: Any, photo: Any) -> None:
-    result = VisionLLM(talker.pipeline).chat(photo, threshold=0.0).send("pose")
-    assert [(s.routing, s.label) for s in result.spans] == [("[POSE]", "nose"), ("[DET]", "cat")]
-    assert {(d.label, d.group) for d in result.detections} == {("cat", 1)}
-
-
 def test_phrase_tags_give_the_label(talker: Any, photo: Any) -> None:
     result = VisionLLM(talker.pipeline).chat(photo).send("tags")
     assert [s.label for s in result.spans] == ["a fox"]
+    assert result.words == "a fox"
+    assert [(p.text, p.start, p.end, p.group) for p in result.phrases] == [("a fox", 0, 5, 0)]
 
 
 def test_without_a_picture(talker: Any) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from visionllm_edge.runtime.pipelines.labels import asked_expression, group_label
+from visionllm_edge.runtime.pipelines.labels import asked_for, group_label
 from visionllm_edge.runtime.prompts import Control, Text
 
 
@@ -39,12 +39,32 @@ def test_the_last_tagged_phrase_wins(toy: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("question", "expression"),
+    ("text", "first", "label"),
     [
-        ("Where can we locate the red hat in the image?", "red hat"),
-        ("Please find the old dog.", "old dog"),
-        ("Who is it?", "Who is it?"),
+        (". Here are the keypoints nose", True, "nose"),
+        ("Sure, here are the keypoints left eye", True, "left eye"),
+        (", left eye", False, "left eye"),
+        ("Sure, nose", True, "nose"),
     ],
 )
-def test_asked_expression(question: str, expression: str) -> None:
-    assert asked_expression(question) == expression
+def test_label_of_a_keypoint(toy: Any, text: str, first: bool, label: str) -> None:
+    ids = toy.tokenizer.encode([Text(text)], bos=False)
+    assert group_label(toy.tokenizer, ids, first=first, routing="[POSE]") == label
+
+
+@pytest.mark.parametrize(
+    ("routing", "question", "asked"),
+    [
+        ("[GRD]", "Where can we locate the red hat in the image?", "red hat"),
+        ("[GRD]", "Please find the old dog.", "old dog"),
+        ("[GRD]", "Who is it?", "Who is it?"),
+        ("[GEN]", "Generate image with caption: a red circle.", "a red circle"),
+        ("[GEN]", "Paint me a cat.", "Paint me a cat"),
+        ("[EDIT]", "Please edit the image: make it blue.", "make it blue"),
+        ("[EDIT]", "make the red circle blue.", "make the red circle blue"),
+        ("[DET]", "Where are the dogs?", None),
+        ("[POSE]", "Please find the nose of each dog.", None),
+    ],
+)
+def test_asked_for(routing: str, question: str, asked: str | None) -> None:
+    assert asked_for(routing, question) == asked

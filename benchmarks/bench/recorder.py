@@ -1,0 +1,161 @@
+"""Writes down when each stage of a bundle ran, without changing what it does.
+
+``Recorder.observe`` is given to ``VisionLLM.from_bundle``: every stage that the pipeline asks for
+comes back inside a wrapper that notes begin, end and thread of each run. Where a backend works on
+a device of its own, its runner says what the device did; a runner without such words leaves the
+fields empty.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Protocol, runtime_checkable
+
+from visionllm_edge.benchmarks.bench.measurement import Span
+from visionllm_edge.runtime.backends.base import KVCache, StageRunner
+from visionllm_edge.runtime.pipelines.stages import Stages
+from visionllm_edge.runtime.ports import Array, StagePorts, Tensor
+
+__all__ = ["DeviceTimes", "Hook", "Recorder"]
+
+Hook = Callable[[str, StageRunner], object]
+
+
+@runtime_checkable
+class DeviceTimes(Protocol):
+    """A runner whose device keeps its own times."""
+
+    def device_times_ms(self) -> tuple[float, float] | None:
+        """The last run on the device, and the copies around it; None if it was not timed."""
+        ...
+
+
+class Recorder:
+    """Collects the spans of one request at a time.
+
+    Args:
+        clock_ns: the clock.
+    """
+
+    def __init__(self, clock_ns: Callable[[], int] = time.perf_counter_ns) -> None:
+        """Nothing is written down until `begin`."""
+        self._clock_ns = clock_ns
+        self._start = 0
+        self._spans: list[Span] | None = None
+        self._threads: dict[int, int] = {}
+        self._lock = threading.Lock()
+        self._before: Hook | None = None
+        self._after: Hook | None = None
+
+    def observe(self, stages: Stages) -> Stages:
+        """The same stages, inside wrappers."""
+        return _RecordedStages(stages, self)
+
+    def begin(self) -> None:
+        """A request begins now."""
+        self._spans = []
+        self._threads = {threading.get_ident(): 0}
+        self._start = self._clock_ns()
+
+    def end(self) -> tuple[float, tuple[Span, ...]]:
+        """The request ends now: its wall time in ms, and its spans in the order of their begin."""
+        total = (self._clock_ns() - self._start) / 1e6
+        spans, self._spans = self._spans or [], None
+        return total, tuple(sorted(spans, key=lambda span: span.start_ms))
+
+    def since_begin_ms(self) -> float:
+        """Time since the request began."""
+        return (self._clock_ns() - self._start) / 1e6
+
+    def note(self, stage: str, runner: StageRunner, start: int, rows: int) -> None:
+        """A stage has run from `start` (of the clock) until now."""
+        stop = self._clock_ns()
+        if self._after is not None:
+            self._after(stage, runner)
+        if self._spans is None:
+            return
+        device = runner.device_times_ms() if isinstance(runner, DeviceTimes) else None
+        with self._lock:
+            thread = self._threads.setdefault(threading.get_ident(), len(self._threads))
+            self._spans.append(
+                Span(
+                    stage=stage,
+                    start_ms=(start - self._start) / 1e6,
+                    host_ms=(stop - start) / 1e6,
+                    device_ms=None if device is None else device[0],
+                    copy_ms=None if device is None else device[1],
+                    rows=rows,
+                    thread=thread,
+                )
+            )
+
+    def start(self, stage: str, runner: StageRunner) -> int:
+        """A stage is about to run: the clock."""
+        if self._before is not None:
+            self._before(stage, runner)
+        return self._clock_ns()
+
+    @contextmanager
+    def hooks(self, before: Hook, after: Hook) -> Iterator[None]:
+        """Call these around every run of a stage inside the block; their time counts, too."""
+        self._before, self._after = before, after
+        try:
+            yield
+        finally:
+            self._before = self._after = None
+
+
+class _RecordedStages:
+    def __init__(self, stages: Stages, recorder: Recorder) -> None:
+        self._stages, self._recorder = stages, recorder
+        # By the runner itself: a bucket that was dropped and loaded again is another one.
+        self._wrapped: dict[int, _RecordedRunner] = {}
+
+    def get(self, name: str, bucket: tuple[int, int] | None = None) -> StageRunner:
+        runner = self._stages.get(name, bucket)
+        wrapped = self._wrapped.get(id(runner))
+        if wrapped is None or wrapped.inner is not runner:
+            wrapped = self._wrapped[id(runner)] = _RecordedRunner(name, runner, self._recorder)
+        return wrapped
+
+
+class _RecordedRunner:
+    def __init__(self, name: str, inner: StageRunner, recorder: Recorder) -> None:
+        self._name, self.inner, self._recorder = name, inner, recorder
+
+    @property
+    def ports(self) -> StagePorts:
+        return self.inner.ports
+
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Array]:
+        start = self._recorder.start(self._name, self.inner)
+        out = self.inner.run(inputs)
+        self._recorder.note(self._name, self.inner, start, _rows(inputs))
+        return out
+
+    def run_kept(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        start = self._recorder.start(self._name, self.inner)
+        out = self.inner.run_kept(inputs)
+        self._recorder.note(self._name, self.inner, start, _rows(inputs))
+        return out
+
+    def new_cache(self, capacity: int) -> KVCache:
+        return self.inner.new_cache(capacity)
+
+    def run_with_cache(self, inputs: Mapping[str, Tensor], cache: KVCache) -> dict[str, Array]:
+        start = self._recorder.start(self._name, self.inner)
+        out = self.inner.run_with_cache(inputs, cache)
+        self._recorder.note(self._name, self.inner, start, _rows(inputs))
+        return out
+
+
+def _rows(inputs: Mapping[str, Tensor]) -> int:
+    """Positions of a decoder step, else the length of the first input's first axis."""
+    embeds = inputs.get("inputs_embeds")
+    if embeds is not None:
+        return int(embeds.shape[1])
+    first = next(iter(inputs.values()))
+    return int(first.shape[0]) if first.shape else 1

@@ -1,0 +1,1 @@
+"""Making pictures: schedulers, guidance, noise, and the chain of adapter, UNet and VAE."""

@@ -1,0 +1,99 @@
+"""The page holds every number, opens without a network, and says nothing that is not there."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from tests.benchmarks.bench.made_up import STAGES, made_up_result, noisy
+from visionllm_edge.benchmarks.bench.measurement import Result
+from visionllm_edge.benchmarks.bench.page import html_page, plot_files
+from visionllm_edge.benchmarks.bench.page.svg import Axis, ticks
+from visionllm_edge.benchmarks.bench.tables import markdown_table, text_table
+from visionllm_edge.runtime.errors import InputError
+
+
+class Reader(HTMLParser):
+    """Collects words and addresses; checks that tags are closed in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.words: list[str] = []
+        self.addresses: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag != "meta":
+            self.open.append(tag)
+        self.addresses += [v or "" for k, v in attrs if k in ("src", "href", "action")]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        pass
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+def test_the_page_is_whole_and_alone() -> None:
+    page = html_page(made_up_result())
+    reader = Reader()
+    reader.feed(page)
+    assert not reader.open and not reader.addresses
+    assert "url(" not in page and "<script" not in page
+    words = " ".join(reader.words)
+    for expected in (*STAGES, "tiny & co", "A warning.", "governor performance", "too few"):
+        assert expected in words
+    assert "model.layers.0.mlp<x>" in words  # escaped in the file, whole for the reader
+    assert "box_ap" in words and "not available: made up" in words
+
+
+def test_every_picture_is_good_xml() -> None:
+    files = plot_files(made_up_result())
+    assert set(files) == {"stages.svg", "detect_chain.svg", "detect_times.svg", "roofline.svg"}
+    for text in files.values():
+        root = ElementTree.fromstring(text)
+        assert root.tag.endswith("svg") and root.get("aria-label")
+
+
+@pytest.mark.parametrize(
+    "times", [[5.0] * 30, [1.0] * 29 + [1e6], [0.001 * i for i in range(1, 31)]]
+)
+def test_odd_times_make_a_picture_too(times: list[float]) -> None:
+    base = noisy(np.random.default_rng(0), len(times))
+    samples = [type(one)(time, one.spans) for one, time in zip(base, times, strict=True)]
+    for text in plot_files(made_up_result(samples)).values():
+        ElementTree.fromstring(text)
+        assert "nan" not in text and "inf" not in text
+
+
+def test_a_result_comes_back_from_its_json() -> None:
+    result = made_up_result(session="s")
+    again = Result.from_dict(json.loads(json.dumps(result.to_dict())))
+    assert again == result
+    content = result.to_dict()
+    content["tasks"] = [{"name": "detect"}]
+    with pytest.raises(InputError, match=r"tasks\[0\]"):
+        Result.from_dict(content)
+
+
+def test_tables_hold_measured_and_counted_apart() -> None:
+    result = made_up_result()
+    text = text_table(result)
+    assert "of its limit" in text and "too few" in text and "Warning: A warning." in text
+    lines = markdown_table(result).splitlines()
+    table = [line for line in lines if line.startswith("|")]
+    assert table and all(line.count("|") == table[0].count("|") for line in table[:3])
+
+
+def test_axes() -> None:
+    assert ticks(0, 10, 5) == [0, 2, 4, 6, 8, 10]
+    assert ticks(3, 3) == [3]
+    axis = Axis(1, 100, 0, 200, logarithmic=True)
+    assert axis.at(10) == pytest.approx(100) and axis.marks() == [1, 10, 100]
