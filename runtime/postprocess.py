@@ -5,13 +5,14 @@ Source: VisionLLM v2 (arXiv 2406.08394), evaluation: top-k over query x class, n
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from visionllm_edge.runtime.errors import BackendError
-from visionllm_edge.runtime.resize import bilinear_matrix
+from visionllm_edge.runtime.resize import Taps, resize_by_taps
 
 __all__ = ["Selection", "best_of_each", "masks", "select"]
 
@@ -124,20 +125,22 @@ def masks(
     Returns:
         bool [k,H,W].
     """
-    rows = _axis_matrix(mask_logits.shape[1], valid_size[0], original_size[0])
-    columns = _axis_matrix(mask_logits.shape[2], valid_size[1], original_size[1]).T
+    rows = _axis_taps(mask_logits.shape[1], valid_size[0], original_size[0])
+    columns = _axis_taps(mask_logits.shape[2], valid_size[1], original_size[1])
     out = np.empty((mask_logits.shape[0], *original_size), dtype=np.bool_)
     # One by one: k full-size float maps at once would be the largest memory of the whole chain.
     for i, logits in enumerate(mask_logits):
         # sigmoid(x) > 0.5 is x > 0.
-        np.greater(rows @ logits @ columns, 0.0, out=out[i])
+        np.greater(resize_by_taps(logits, rows, columns), 0.0, out=out[i])
     return out
 
 
-def _axis_matrix(size: int, valid: int, original: int) -> Float:
-    """All three steps of one axis in one matrix: each is linear and works per axis."""
-    enlarged = bilinear_matrix(size, size * _MASK_STRIDE)[:valid]
-    return bilinear_matrix(valid, original) @ enlarged
+@functools.lru_cache(maxsize=16)
+def _axis_taps(size: int, valid: int, original: int) -> Taps:
+    """All three steps of one axis in one: each is linear and works per axis."""
+    enlarged = Taps.bilinear(size, size * _MASK_STRIDE)
+    cut = Taps(enlarged.positions[:, :valid], enlarged.weights[:, :valid])
+    return cut.then(Taps.bilinear(valid, original))
 
 
 def _sigmoid(logits: Float) -> Float:

@@ -36,8 +36,12 @@ def refused(line: str) -> Iterator[str]:
     _, name, *arguments = shlex.split(line, comments=True)
     command = main.get_command(click.Context(main), name)
     if isinstance(command, click.Group):
-        name, *arguments = arguments
-        command = command.get_command(click.Context(command), name)
+        # A group may take its first argument as that of a command left out.
+        try:
+            name, command, arguments = command.resolve_command(click.Context(command), arguments)
+        except click.UsageError as error:
+            yield error.format_message()
+            return
     if command is None:
         yield f"no command {name!r}"
         return
@@ -73,6 +77,8 @@ def test_every_command_line_is_taken() -> None:
         "visionllm-edge eval bundle --task dance",
         "visionllm-edge eval bundle",
         "visionllm-edge eval",
+        "visionllm-edge kit dance",
+        "visionllm-edge bench bundle --imagess 3",
     ],
 )
 def test_a_wrong_command_line_is_seen(line: str) -> None:

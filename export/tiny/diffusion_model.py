@@ -201,10 +201,16 @@ class BranchTrainer(nn.Module):
 
     @torch.no_grad()
     def start_from(self, other: dict[str, Tensor]) -> None:
-        """Take what fits from the generation branch; new input channels of the UNet start at 0."""
+        """Take what fits from a branch.
+
+        Of the generation branch, an editing branch cannot use the helping head, and the UNet's new
+        input channels start at 0.
+        """
         own = self.state_dict()
+        first = "branch.sd_unet.conv_in.weight"
+        alike = first not in other or other[first].shape == own[first].shape
         for name, tensor in other.items():
-            if name not in own or (name.startswith("head.") and self.edits):
+            if name not in own or (name.startswith("head.") and not alike):
                 continue
             if own[name].shape == tensor.shape:
                 own[name].copy_(tensor)
