@@ -38,7 +38,7 @@ def refused(line: str) -> Iterator[str]:
     if isinstance(command, click.Group):
         # A group may take its first argument as that of a command left out.
         try:
-            name, command, arguments = command.resolve_command(click.Context(command), arguments)
+            _, command, arguments = command.resolve_command(click.Context(command), arguments)
         except click.UsageError as error:
             yield error.format_message()
             return

@@ -17,6 +17,7 @@ from visionllm_edge.runtime.errors import InputError
 from visionllm_edge.runtime.llm.sampling import GenerationConfig
 from visionllm_edge.runtime.manifest import ModelSpec
 from visionllm_edge.runtime.model import Stream, VisionLLM
+from visionllm_edge.runtime.regions import Box
 from visionllm_edge.runtime.shapes_world import make_scene
 
 __all__ = ["TASKS", "BenchTask", "Rgb", "pictures", "tasks_of"]
@@ -87,15 +88,33 @@ def _vqa(model: VisionLLM, image: Rgb, workload: Workload, stream: Stream) -> ob
     return model.vqa(image, _QUESTION, config=_words(one), stream=stream)
 
 
-def _has_detector(model: ModelSpec) -> bool:
-    return model.detector is not None
+def _describe(model: VisionLLM, image: Rgb, workload: Workload, stream: Stream) -> object:
+    height, width = image.shape[:2]
+    box = Box(width // 4, height // 4, width * 3 // 4, height * 3 // 4)
+    return model.describe(image, box, config=_words(workload), stream=stream)
+
+
+def _pose(model: VisionLLM, image: Rgb, workload: Workload, stream: Stream) -> object:
+    return model.pose(image, workload.classes[:1], stream=stream)
+
+
+def _generate(model: VisionLLM, image: Rgb, workload: Workload, stream: Stream) -> object:
+    return model.generate(workload.classes[0], seed=workload.seed, stream=stream)
+
+
+def _edit(model: VisionLLM, image: Rgb, workload: Workload, stream: Stream) -> object:
+    return model.edit(image, f"remove the {workload.classes[0]}", seed=workload.seed, stream=stream)
 
 
 TASKS: tuple[BenchTask, ...] = (
-    BenchTask("detect", _detect, there=_has_detector),
-    BenchTask("segment", _segment, there=_has_detector),
+    BenchTask("detect", _detect, there=lambda model: model.detector is not None),
+    BenchTask("segment", _segment, there=lambda model: model.detector is not None),
     BenchTask("caption", _caption, words=True),
     BenchTask("vqa", _vqa),
+    BenchTask("describe", _describe, words=True, there=lambda model: model.regions),
+    BenchTask("pose", _pose, there=lambda model: model.pose is not None),
+    BenchTask("generate", _generate, there=lambda model: model.generation is not None),
+    BenchTask("edit", _edit, there=lambda model: model.editing is not None),
 )
 
 

@@ -19,6 +19,11 @@ def inputs(seed: int) -> NDArray[np.float32]:
     return np.asarray(rows @ mixing, np.float32)
 
 
+def products_of(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Mean of x x^T."""
+    return np.asarray(rows.T @ rows / len(rows), np.float32)
+
+
 def output_error(
     weight: NDArray[np.float32], found: BlockQuantized, rows: NDArray[np.float32]
 ) -> float:
@@ -36,7 +41,7 @@ def test_outputs_are_nearer_also_on_rows_that_were_not_seen(
     weight: NDArray[np.float32], bits: int
 ) -> None:
     seen, unseen = inputs(0), inputs(1)
-    found = compensated_blocks(weight, bits, BLOCK, seen.T @ seen / len(seen))
+    found = compensated_blocks(weight, bits, BLOCK, products_of(seen))
     plain = quantize_blocks(weight, bits, BLOCK)
     assert output_error(weight, found, unseen) < 0.65 * output_error(weight, plain, unseen)
     assert (found.bits, found.block_size, found.columns) == (bits, BLOCK, COLUMNS)
@@ -56,7 +61,7 @@ def test_inputs_that_are_independent_leave_nothing_to_make_up_for(
 def test_inputs_that_never_come_do_no_harm(weight: NDArray[np.float32]) -> None:
     rows = inputs(1)
     rows[:, 40] = 0.0
-    found = compensated_blocks(weight, 4, BLOCK, rows.T @ rows / len(rows))
+    found = compensated_blocks(weight, 4, BLOCK, products_of(rows))
     assert np.isfinite(found.dequantize()).all()
     assert output_error(weight, found, rows) < output_error(
         weight, quantize_blocks(weight, 4, BLOCK), rows
