@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from visionllm_edge.benchmarks.bench.measurement import DeviceState
+from visionllm_edge.benchmarks.bench.sysfs import read_number, read_text
 from visionllm_edge.runtime.errors import MeasurementError
 
 __all__ = ["read_state", "require_same_state"]
@@ -68,11 +69,11 @@ def _clocks(root: Path) -> dict[str, float]:
     """Upper limits of the cores' clocks, which a power mode sets."""
     out = {}
     for core in _cores(root):
-        limit = _number(root / _CPUFREQ.format(core=core) / "scaling_max_freq")
+        limit = read_number(root / _CPUFREQ.format(core=core) / "scaling_max_freq")
         if limit is not None:
             out[f"cpu{core} limit"] = limit / 1000
     for device in sorted(root.glob("sys/class/devfreq/*")):
-        limit = _number(device / "max_freq")
+        limit = read_number(device / "max_freq")
         if limit is not None and "gpu" in device.name:
             out[f"{device.name} limit"] = limit / 1e6
     return out
@@ -81,28 +82,28 @@ def _clocks(root: Path) -> dict[str, float]:
 def _temperatures(root: Path) -> dict[str, float]:
     out = {}
     for zone in sorted(root.glob("sys/class/thermal/thermal_zone*")):
-        value = _number(zone / "temp")
+        value = read_number(zone / "temp")
         if value is not None:
-            out[_text(zone / "type") or zone.name] = value / 1000
+            out[read_text(zone / "type") or zone.name] = value / 1000
     for monitor in sorted(root.glob("sys/class/hwmon/hwmon*")):
-        name = _text(monitor / "name") or monitor.name
+        name = read_text(monitor / "name") or monitor.name
         for sensor in sorted(monitor.glob("temp*_input")):
-            value = _number(sensor)
+            value = read_number(sensor)
             if value is not None:
-                label = _text(monitor / sensor.name.replace("input", "label"))
+                label = read_text(monitor / sensor.name.replace("input", "label"))
                 out[f"{name} {label or sensor.name.partition('_')[0]}"] = value / 1000
     return out
 
 
 def _power_mode(root: Path) -> str | None:
-    jetson = _text(root / "var/lib/nvpmodel/status")
+    jetson = read_text(root / "var/lib/nvpmodel/status")
     if jetson:
         found = re.search(r"pmode:(\d+)", jetson)
         return f"nvpmodel {int(found.group(1)) if found else jetson}"
     governors = {
         governor
         for core in _cores(root)
-        if (governor := _text(root / _CPUFREQ.format(core=core) / "scaling_governor"))
+        if (governor := read_text(root / _CPUFREQ.format(core=core) / "scaling_governor"))
     }
     return f"governor {', '.join(sorted(governors))}" if governors else None
 
@@ -113,7 +114,7 @@ def _throttled(root: Path) -> str | None:
         int(count)
         for core in _cores(root)
         if (
-            count := _number(
+            count := read_number(
                 root / f"sys/devices/system/cpu/cpu{core}/thermal_throttle/core_throttle_count"
             )
         )
@@ -157,18 +158,3 @@ def _cores(root: Path) -> Iterator[int]:
         if not (root / f"sys/devices/system/cpu/cpu{core}").is_dir():
             return
         yield core
-
-
-def _number(path: Path) -> float | None:
-    text = _text(path)
-    try:
-        return float(text) if text else None
-    except ValueError:
-        return None
-
-
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip() or None
-    except OSError:
-        return None

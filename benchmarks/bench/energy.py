@@ -13,6 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
+from visionllm_edge.benchmarks.bench.sysfs import read_number, read_text
+
 __all__ = ["EnergyMeter", "find_meter"]
 
 _PERIOD_S = 0.05
@@ -51,7 +53,7 @@ def find_meter(root: Path = Path("/")) -> EnergyMeter | str:
         root: of the file system; tests give a made-up one.
     """
     for monitor in sorted(root.glob("sys/class/hwmon/hwmon*")):
-        if _text(monitor / "name") in _MONITORS:
+        if read_text(monitor / "name") in _MONITORS:
             rail = _whole_board(monitor)
             if rail is not None:
                 return rail
@@ -60,7 +62,7 @@ def find_meter(root: Path = Path("/")) -> EnergyMeter | str:
         if gpu is not None:
             return gpu
     for zone in sorted(root.glob("sys/class/powercap/intel-rapl:*")):
-        if zone.name.count(":") == 1 and _value(zone / "energy_uj") is not None:
+        if zone.name.count(":") == 1 and read_number(zone / "energy_uj") is not None:
             return _Counter(zone)
     return "not available: no INA monitor, no NVML, no readable powercap counter"
 
@@ -83,13 +85,13 @@ class _Counter(_Base):
 
     def __init__(self, zone: Path) -> None:
         self._path = zone / "energy_uj"
-        self._range = _value(zone / "max_energy_range_uj") or 0.0
-        self.name = f"RAPL {_text(zone / 'name') or zone.name}"
-        self._last = _value(self._path) or 0.0
+        self._range = read_number(zone / "max_energy_range_uj") or 0.0
+        self.name = f"RAPL {read_text(zone / 'name') or zone.name}"
+        self._last = read_number(self._path) or 0.0
         self._sum = 0.0
 
     def joules(self) -> float:
-        now = _value(self._path) or self._last
+        now = read_number(self._path) or self._last
         step = now - self._last
         self._sum += step if step >= 0 else step + self._range
         self._last = now
@@ -102,7 +104,7 @@ class _Sampled(_Base):
     def __init__(self, monitor: Path, channel: int, label: str) -> None:
         self._voltage = monitor / f"in{channel}_input"
         self._current = monitor / f"curr{channel}_input"
-        self.name = f"{_text(monitor / 'name')} {label}"
+        self.name = f"{read_text(monitor / 'name')} {label}"
         self._sum, self._at = 0.0, time.monotonic()
         self._stop = threading.Event()
         self._lock = threading.Lock()
@@ -127,17 +129,19 @@ class _Sampled(_Base):
             self._add()
 
     def _add(self) -> None:
-        milliwatts = (_value(self._voltage) or 0.0) * (_value(self._current) or 0.0) / 1000
+        volts, amperes = (
+            (read_number(path) or 0.0) / 1000 for path in (self._voltage, self._current)
+        )
         with self._lock:
             now = time.monotonic()
-            self._sum += milliwatts / 1000 * (now - self._at)
+            self._sum += volts * amperes * (now - self._at)
             self._at = now
 
 
 def _whole_board(monitor: Path) -> _Sampled | None:
     """The rail that feeds the board; the first one where none has a known name."""
     labels = {
-        int(path.name[2 : -len("_label")]): _text(path) or path.name
+        int(path.name[2 : -len("_label")]): read_text(path) or path.name
         for path in sorted(monitor.glob("in*_label"))
     }
     readable = {c: name for c, name in labels.items() if (monitor / f"curr{c}_input").exists()}
@@ -167,18 +171,3 @@ class _Nvml(_Base):
     def joules(self) -> float:
         read = self._library.nvmlDeviceGetTotalEnergyConsumption  # type: ignore[attr-defined]
         return float(read(self._handle)) / 1000
-
-
-def _value(path: Path) -> float | None:
-    text = _text(path)
-    try:
-        return float(text) if text else None
-    except ValueError:
-        return None
-
-
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip() or None
-    except OSError:
-        return None
