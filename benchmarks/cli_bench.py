@@ -44,6 +44,7 @@ def bench() -> None:
 @click.option("--out", type=click.Path(path_type=Path), help="Write the result's JSON here.")
 @click.option("--markdown", type=click.Path(path_type=Path), help="Write a Markdown table here.")
 @click.option("--html", type=click.Path(path_type=Path), help="Write a page that opens from disk.")
+@click.option("--plots", type=click.Path(path_type=Path), help="Write every picture as SVG here.")
 @click.option("--json", "as_json", is_flag=True, help="Print the JSON on the last line.")
 def run(
     bundle: Path,
@@ -54,6 +55,7 @@ def run(
     out: Path | None,
     markdown: Path | None,
     html: Path | None,
+    plots: Path | None,
     as_json: bool,
 ) -> None:
     """Measure every task of BUNDLE over the calls that a user makes."""
@@ -83,6 +85,11 @@ def run(
         from visionllm_edge.benchmarks.bench.page import html_page
 
         write_text(html, html_page(result))
+    if plots is not None:
+        from visionllm_edge.benchmarks.bench.page import plot_files
+
+        for name, picture in plot_files(result).items():
+            write_text(plots / name, picture)
     click.echo(json.dumps(result.to_dict()) if as_json else text_table(result) + compared)
 
 

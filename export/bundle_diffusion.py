@@ -6,7 +6,7 @@ from visionllm_edge.export.components.model import VisionLLM
 from visionllm_edge.export.diffusion_sizes import DiffusionConfig
 from visionllm_edge.export.empty_prompt import empty_prompt_table
 from visionllm_edge.runtime.bundle import BundleWriter
-from visionllm_edge.runtime.manifest import DiffusionSpec, SchedulerSpec
+from visionllm_edge.runtime.manifest import DiffusionSpec
 
 __all__ = ["diffusion_spec", "write_empty_prompts"]
 
@@ -20,7 +20,6 @@ def diffusion_spec(config: DiffusionConfig | None, task: str) -> DiffusionSpec |
     """
     if config is None:
         return None
-    scheduler = config.scheduler
     return DiffusionSpec(
         latent_channels=config.vae.latent_channels,
         vae_factor=config.vae.factor,
@@ -32,17 +31,7 @@ def diffusion_spec(config: DiffusionConfig | None, task: str) -> DiffusionSpec |
         steps=config.steps,
         guidance=config.guidance,
         image_guidance=config.image_guidance,
-        scheduler=SchedulerSpec(
-            kind=scheduler.kind,
-            train_steps=scheduler.train_steps,
-            beta_start=scheduler.beta_start,
-            beta_end=scheduler.beta_end,
-            beta_schedule=scheduler.beta_schedule,
-            prediction=scheduler.prediction,
-            steps_offset=scheduler.steps_offset,
-            set_alpha_to_one=scheduler.set_alpha_to_one,
-            skip_prk_steps=scheduler.skip_prk_steps,
-        ),
+        scheduler=config.scheduler,
         empty_prompt=_table(task),
         condition_tokens=config.adapter.num_queries,
         condition_width=config.adapter.hidden_size,

@@ -20,17 +20,16 @@ from visionllm_edge.export.diffusion_sizes import (
     PLAIN_UP,
     AdapterConfig,
     DiffusionConfig,
-    SchedulerConfig,
     TextEncoderConfig,
     UNetConfig,
     VaeConfig,
 )
+from visionllm_edge.runtime.decoder_specs import SchedulerSpec
 from visionllm_edge.runtime.errors import ConfigError
 
 __all__ = [
     "AdapterConfig",
     "DiffusionConfig",
-    "SchedulerConfig",
     "TextEncoderConfig",
     "UNetConfig",
     "VaeConfig",
@@ -221,8 +220,8 @@ def _text_encoder(section: Section, width: int) -> TextEncoderConfig:
     )
 
 
-def _scheduler(section: Section, default: str) -> SchedulerConfig:
-    public = SchedulerConfig()
+def _scheduler(section: Section, default: str) -> SchedulerSpec:
+    public = SchedulerSpec("pndm")
     section.expect("_class_name", *_SCHEDULERS, optional=True)
     kind, spacing = _SCHEDULERS[section.text("_class_name", default)]
     section.expect("beta_schedule", "scaled_linear", "linear", optional=True)
@@ -234,7 +233,7 @@ def _scheduler(section: Section, default: str) -> SchedulerConfig:
     section.expect("use_karras_sigmas", False, optional=True)
     section.expect("set_alpha_to_one", True, False, optional=True)
     section.expect("skip_prk_steps", True, optional=True)
-    return SchedulerConfig(
+    return SchedulerSpec(
         kind=kind,
         train_steps=section.integer("num_train_timesteps", public.train_steps),
         beta_start=section.number("beta_start", public.beta_start),

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from visionllm_edge.runtime.decoder_specs import SchedulerSpec
+
 __all__ = [
     "CROSS_DOWN",
     "CROSS_UP",
@@ -16,7 +18,6 @@ __all__ = [
     "PLAIN_UP",
     "AdapterConfig",
     "DiffusionConfig",
-    "SchedulerConfig",
     "TextEncoderConfig",
     "UNetConfig",
     "VaeConfig",
@@ -132,33 +133,6 @@ class TextEncoderConfig:
 
 
 @dataclass(frozen=True)
-class SchedulerConfig:
-    """How noise is added and taken away.
-
-    Attributes:
-        kind: "pndm", "euler_ancestral", "ddim" or "dpmsolver++".
-        train_steps: time steps of the training.
-        beta_start: first variance.
-        beta_end: last variance.
-        beta_schedule: "scaled_linear" or "linear".
-        prediction: what the UNet predicts; "epsilon".
-        steps_offset: added to the inference steps.
-        set_alpha_to_one: whether the step after the last has no noise at all.
-        skip_prk_steps: PNDM without Runge-Kutta steps.
-    """
-
-    kind: str = "pndm"
-    train_steps: int = 1000
-    beta_start: float = 0.00085
-    beta_end: float = 0.012
-    beta_schedule: str = "scaled_linear"
-    prediction: str = "epsilon"
-    steps_offset: int = 1
-    set_alpha_to_one: bool = False
-    skip_prk_steps: bool = True
-
-
-@dataclass(frozen=True)
 class DiffusionConfig:
     """One branch.
 
@@ -178,7 +152,7 @@ class DiffusionConfig:
     unet: UNetConfig
     vae: VaeConfig
     text_encoder: TextEncoderConfig
-    scheduler: SchedulerConfig
+    scheduler: SchedulerSpec
     steps: int
     guidance: float
     image_guidance: float

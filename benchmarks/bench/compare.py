@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from visionllm_edge.benchmarks.bench.measurement import Result, TaskTimes
 from visionllm_edge.benchmarks.bench.statistics import CONFIDENCE
+from visionllm_edge.benchmarks.bench.table_text import aligned
 from visionllm_edge.runtime.errors import InputError, MeasurementError
 
 __all__ = ["DRIFT", "Comparison", "Difference", "compare_results", "comparison_table"]
@@ -139,21 +140,12 @@ def comparison_table(comparison: Comparison, tolerance: float) -> str:
                 said,
             )
         )
-    widths = [max(len(row[i]) for row in rows) for i in range(5)]
-    lines = [
-        row[0].ljust(widths[0])
-        + "".join(
-            f"  {cell.rjust(width)}" for cell, width in zip(row[1:5], widths[1:], strict=True)
-        )
-        + (f"  {row[5]}" if row[5] else "")
-        for row in rows
-    ]
     way = (
         "measured in turns"
         if comparison.interleaved
         else f"measured apart: differences below {DRIFT:.0%} do not count (use --vs)"
     )
-    return "\n".join([way, *lines, *(f"Note: {note}" for note in comparison.notes)])
+    return "\n".join([way, aligned(rows), *(f"Note: {note}" for note in comparison.notes)])
 
 
 def _difference(

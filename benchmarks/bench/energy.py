@@ -19,7 +19,7 @@ __all__ = ["EnergyMeter", "find_meter"]
 
 _PERIOD_S = 0.05
 _MONITORS = ("ina3221", "ina238")
-_WHOLE_BOARD = ("VDD_IN", "VIN_SYS_5V0", "POM_5V_IN", "VDD_GPU_SOC")
+_WHOLE_BOARD = ("VDD_IN", "VIN_SYS_5V0", "POM_5V_IN")
 
 
 class EnergyMeter(Protocol):

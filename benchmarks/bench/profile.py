@@ -18,14 +18,13 @@ from typing import Any
 
 from visionllm_edge.benchmarks.bench.measurement import LayerTime, Workload
 from visionllm_edge.benchmarks.bench.tasks import BenchTask, pictures
-from visionllm_edge.export.passes.name_by_module import module_of
 from visionllm_edge.runtime.backends import StageOptions, StageRunner
 from visionllm_edge.runtime.bundle import Bundle
 from visionllm_edge.runtime.model import VisionLLM
 from visionllm_edge.runtime.pipelines.loading import BundleStages, load_pipeline
 from visionllm_edge.runtime.pipelines.stages import Stages
 
-__all__ = ["StageProfile", "count_operations", "profile_task", "read_profile"]
+__all__ = ["StageProfile", "count_operations", "module_of", "profile_task", "read_profile"]
 
 _WARMUP = 2
 _REQUESTS = 5
@@ -166,6 +165,16 @@ def count_operations(op: str, inputs: Sequence[Shape], outputs: Sequence[Shape])
         # Four corners, weighted twice, for each of the points of each head.
         return 2 * 5 * out * math.prod(inputs[-1][-2:])
     return 0 if op in _MOVES else out
+
+
+def module_of(node_name: str) -> str:
+    """The module in a node's name; empty where it names none.
+
+    Nodes that a lowering or a backend made out of others often keep the name and add to it. Graphs
+    that are built by hand name their nodes after the module alone.
+    """
+    module, slash, _ = node_name.partition("/")
+    return module if slash or "." in module else ""
 
 
 def _weight_bytes(graph: Path) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import importlib.util
 import os
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
@@ -295,6 +296,9 @@ def _profiled(
 ) -> Callable[[StageTimes], StageTimes]:
     """Adds layers and limits to a stage's times, where they were asked for."""
     if not options.profile:
+        return lambda entry: entry
+    if importlib.util.find_spec("onnx_ir") is None:
+        note("layers and limits: not available without the extra 'export'")
         return lambda entry: entry
     note("this machine's limits, and the layers of every stage")
     limits = measure_limits(options.threads)

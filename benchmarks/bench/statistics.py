@@ -14,7 +14,9 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["CONFIDENCE", "PERCENTILES", "Stats", "needed_samples", "percentile", "summarize"]
+from visionllm_edge.benchmarks.latency import percentile
+
+__all__ = ["CONFIDENCE", "PERCENTILES", "Stats", "needed_samples", "summarize"]
 
 CONFIDENCE = 0.95
 """Of every interval."""
@@ -74,12 +76,6 @@ def needed_samples(percent: float) -> int:
         return math.ceil(math.log2(2 / (1 - CONFIDENCE)))
     share = max(percent, 100 - percent) / 100
     return math.ceil(math.log(1 - CONFIDENCE) / math.log(share))
-
-
-def percentile(ordered: Sequence[float], percent: float) -> float:
-    """The nearest-rank percentile of sorted samples."""
-    rank = math.ceil(percent / 100 * len(ordered))
-    return ordered[max(rank, 1) - 1]
 
 
 def summarize(samples: Sequence[float]) -> Stats:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from visionllm_edge.benchmarks.bench.measurement import Result, Workload
 from visionllm_edge.benchmarks.bench.run import Accuracy, BenchOptions, Note, bench_bundle
+from visionllm_edge.benchmarks.bench.table_text import aligned
 from visionllm_edge.runtime.errors import InputError
 from visionllm_edge.runtime.shapes_world import COLORS, SHAPES
 
@@ -158,12 +159,4 @@ def sweep_rows(points: Sequence[Point]) -> list[list[str]]:
 
 def sweep_table(points: Sequence[Point]) -> str:
     """For the terminal."""
-    rows = sweep_rows(points)
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    )
+    return aligned(sweep_rows(points))

@@ -8,6 +8,7 @@ from pathlib import Path
 from visionllm_edge.benchmarks.bench.measurement import write_result
 from visionllm_edge.benchmarks.bench.page.front import front_plot
 from visionllm_edge.benchmarks.bench.sweep import Point, sweep_rows
+from visionllm_edge.benchmarks.bench.table_text import markdown
 
 __all__ = ["compiler", "write_sweep"]
 
@@ -38,10 +39,7 @@ def write_sweep(points: Sequence[Point], work: Path) -> list[Path]:
     for index, point in enumerate(points):
         paths.append(work / "results" / f"{index:03d}.json")
         write_result(paths[-1], point.result)
-    head, *rows = sweep_rows(points)
-    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
-    table = "\n".join(f"| {' | '.join(row)} |" for row in lines) + "\n"
-    texts = {"sweep.md": table}
+    texts = {"sweep.md": markdown(sweep_rows(points)) + "\n"}
     for task in points[0].result.tasks:
         texts[f"{task.name}.svg"] = front_plot(points, task.name)
     for name, content in texts.items():

@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from visionllm_edge.benchmarks.bench.measurement import Result
 from visionllm_edge.benchmarks.bench.statistics import Stats
+from visionllm_edge.benchmarks.bench.table_text import aligned, markdown
 
 __all__ = ["markdown_table", "result_tables", "text_table"]
 
+_INDENT = "  "
 _HEAD = ("p50 ms", "95 % interval", "p90", "p95", "p99", "cv", "n")
 
 
 def text_table(result: Result) -> str:
     """For the terminal."""
-    return "\n\n".join(_aligned(title, rows) for title, rows in result_tables(result)) + _tail(
-        result
-    )
+    parts = [f"{title}\n{aligned(rows, indent=_INDENT)}" for title, rows in result_tables(result)]
+    return "\n\n".join(parts) + _tail(result)
 
 
 def markdown_table(result: Result) -> str:
     """For a document."""
     parts = []
     for title, rows in result_tables(result):
-        head, *body = rows
-        rule = ["---"] + ["---:"] * (len(head) - 1)
-        lines = [f"| {' | '.join(row)} |" for row in (head, rule, *body)]
-        parts.append(f"### {title}\n\n" + "\n".join(lines))
+        parts.append(f"### {title}\n\n{markdown(rows)}")
     return "\n\n".join(parts) + "\n" + _tail(result) + "\n"
 
 
@@ -127,19 +123,6 @@ def _cells(stats: Stats) -> list[str]:
         f"{stats.cv:.1%}",
         str(stats.count),
     ]
-
-
-def _aligned(title: str, rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  "
-        + "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
-    return "\n".join([title, *lines])
 
 
 def _tail(result: Result) -> str:

@@ -12,7 +12,7 @@ from collections import Counter
 
 import onnx_ir as ir
 
-__all__ = ["module_of", "name_by_module"]
+__all__ = ["name_by_module"]
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 # What the exporter writes for sizes, which belong to no module.
@@ -34,16 +34,6 @@ def name_by_module(model: ir.Model) -> int:
         node.name = plain if used[plain] == 1 else f"{plain}.{used[plain]}"
         renamed += 1
     return renamed
-
-
-def module_of(node_name: str) -> str:
-    """The module in a node's name; empty where it names none.
-
-    Nodes that a lowering or a backend made out of others often keep the name and add to it. Graphs
-    that are built by hand name their nodes after the module alone.
-    """
-    module, slash, _ = node_name.partition("/")
-    return module if slash or "." in module else ""
 
 
 def _scopes(node: ir.Node) -> list[str]:

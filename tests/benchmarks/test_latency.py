@@ -61,6 +61,7 @@ def test_a_slow_spell_does_not_change_the_ratio() -> None:
 def test_percentile_is_a_measured_value() -> None:
     assert percentile([5.0, 1.0, 3.0], 50) == 3.0
     assert percentile(list(map(float, range(1, 11))), 90) == 9.0
+    assert percentile(list(map(float, range(1, 11))), 91) == 10.0
     assert percentile([4.0], 1) == 4.0
 
 

@@ -16,13 +16,13 @@ from visionllm_edge.export.config_diffusion import diffusion_config
 from visionllm_edge.export.config_section import Section
 from visionllm_edge.export.diffusion_sizes import (
     AdapterConfig,
-    SchedulerConfig,
     TextEncoderConfig,
     UNetConfig,
     VaeConfig,
 )
 from visionllm_edge.export.side_files import with_side_files
 from visionllm_edge.export.tiny.architecture import tiny_config
+from visionllm_edge.runtime.decoder_specs import SchedulerSpec
 from visionllm_edge.runtime.errors import CheckpointError, ConfigError
 
 # What the released checkpoint's sections hold, apart from the adapter's training fields.
@@ -52,7 +52,7 @@ def test_the_released_generation_branch_is_stable_diffusion_1_5() -> None:
     assert config.unet == UNetConfig() and config.unet.in_channels == 4
     assert config.vae == VaeConfig() and config.vae.factor == 8
     assert config.text_encoder == TextEncoderConfig()
-    assert config.scheduler == SchedulerConfig(kind="pndm")
+    assert config.scheduler == SchedulerSpec(kind="pndm")
     assert (config.steps, config.guidance, config.image_guidance) == (50, 7.5, 0.0)
     assert config.image_size == 512 and not config.edits
 

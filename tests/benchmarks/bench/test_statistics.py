@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from visionllm_edge.benchmarks.bench.statistics import needed_samples, percentile, summarize
+from visionllm_edge.benchmarks.bench.statistics import needed_samples, summarize
 
 
 @pytest.mark.parametrize(("percent", "needed"), [(50, 6), (90, 29), (95, 59), (99, 299)])
@@ -28,11 +28,6 @@ def test_percentiles_appear_with_enough_samples() -> None:
     few, enough = summarize([1.0] * 28), summarize([1.0] * 299)
     assert few.p90 is few.p95 is few.p99 is None
     assert (enough.p90, enough.p95, enough.p99) == (1.0, 1.0, 1.0)
-
-
-def test_nearest_rank() -> None:
-    ordered = [float(v) for v in range(1, 11)]
-    assert (percentile(ordered, 50), percentile(ordered, 90), percentile(ordered, 91)) == (5, 9, 10)
 
 
 def test_what_the_numbers_are() -> None:
