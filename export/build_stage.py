@@ -28,17 +28,20 @@ from visionllm_edge.export.lowering import lower
 from visionllm_edge.export.parity import (
     CONTROL_FACTOR,
     FLOORS,
+    ROUNDED_FACTOR,
     TensorParity,
     compare_outputs,
+    limits_key,
     require_parity,
 )
 from visionllm_edge.export.passes.share_weights import WeightFile
+from visionllm_edge.export.quantized_control import run_quantized_control
 from visionllm_edge.export.stages import Bucket, Stage, fixed_ports
 from visionllm_edge.export.stages.examples import Case, Examples
 from visionllm_edge.runtime.backends import StageOptions, StageRunner, load_backend
 from visionllm_edge.runtime.errors import ExportError
 from visionllm_edge.runtime.ports import Array, StagePorts
-from visionllm_edge.runtime.targets import find_target
+from visionllm_edge.runtime.targets import QUANTIZED, find_target
 
 __all__ = [
     "STAGE_FILE",
@@ -108,7 +111,13 @@ class CaseParity:
 
 
 def build_stage(
-    pair: ModelPair, stage: Stage, folder: Path, *, target: str, note: Note = lambda text: None
+    pair: ModelPair,
+    stage: Stage,
+    folder: Path,
+    *,
+    target: str,
+    precision: str | None = None,
+    note: Note = lambda text: None,
 ) -> None:
     """Fill a folder with a stage; see the module.
 
@@ -117,13 +126,15 @@ def build_stage(
         stage: an entry of the stage table.
         folder: empty.
         target: name of the target.
+        precision: of the lowered graphs; the target's default if not given.
         note: gets a line per variant.
 
     Raises:
         ExportError: a graph that cannot be traced, lowered or run.
         ParityError: a graph that computes something else than the model.
     """
-    config = pair.model.config
+    config, row = pair.model.config, find_target(target)
+    precision = row.resolve_precision(precision)
     buckets = stage.bucket_list(config)
     (folder / "stages").mkdir()
     (folder / "golden").mkdir()
@@ -138,24 +149,31 @@ def build_stage(
             model = canonical_graph(pair, stage, bucket)
             traced = time.monotonic()
             save_graph(stage.name, model, folder / canonical, weights)
-            lowering[relative] = [node.to_dict() for node in lower(model, find_target(target))]
+            forms = lower(model, row, precision=precision)
+            lowering[relative] = [node.to_dict() for node in forms]
             save_graph(stage.name, model, folder / relative, weights)
             variants.append({"bucket": bucket, "model": relative, "canonical": canonical})
             del model  # what was traced refers to weights
-            reports, arrays = check_stage(pair, stage, bucket, folder / relative, target)
-            parities += reports
+            checked = check_stage(
+                pair, stage, bucket, folder / relative, folder / canonical, target, precision
+            )
+            parities += checked.reports
             if bucket == golden_bucket:
-                golden = _write_golden(folder, stage.name, bucket, arrays, reports[0])
+                golden = _write_golden(folder, stage.name, bucket, checked)
                 golden["limits"] = golden_limits(
                     pair.module(stage, bucket),
                     stage,
                     variant_ports(pair, stage, bucket),
                     stage.trace_case,
-                    *arrays,
-                    reports[0].outputs,
+                    checked.inputs,
+                    checked.truth,
+                    checked.control,
                     folder / canonical,
                     done=pair.release,
                 )
+                if precision != row.precision:
+                    key = limits_key(precision, target)
+                    golden["limits"][key] = {t.name: t.limit for t in checked.reports[0].outputs}
             finished = time.monotonic()
             note(
                 f"{stage.name}{_suffix(bucket)}: trace {traced - started:.1f} s, lower, check and "
@@ -167,7 +185,7 @@ def build_stage(
         "outputs": [port.to_dict() for port in ports.outputs],
         "variants": variants,
         "lowering": lowering,
-        "parity": parity_summary(parities, target) | {"golden": golden},
+        "parity": parity_summary(parities, precision) | {"golden": golden},
     }
     text = json.dumps(content, indent=1, allow_nan=False)
     (folder / STAGE_FILE).write_text(text, encoding="utf-8")
@@ -180,13 +198,53 @@ def variant_ports(pair: ModelPair, stage: Stage, bucket: Bucket | None) -> Stage
     return fixed_ports(stage.ports(config), sizes)
 
 
+@dataclass(frozen=True)
+class CheckedVariant:
+    """A variant that passed the gate.
+
+    Attributes:
+        reports: one per run, the trace sizes first.
+        inputs: of the run at the trace sizes.
+        truth: its true outputs.
+        control: what torch makes of it in float32.
+    """
+
+    reports: list[CaseParity]
+    inputs: dict[str, Tensor]
+    truth: dict[str, Array]
+    control: dict[str, Array]
+
+
+@dataclass(frozen=True)
+class _Expected:
+    """What a run should give."""
+
+    case: Case
+    inputs: dict[str, Tensor]
+    truth: dict[str, Array]
+    control: dict[str, Array]
+
+
 def check_stage(
-    pair: ModelPair, stage: Stage, bucket: Bucket | None, path: Path, target: str
-) -> tuple[list[CaseParity], tuple[dict[str, Tensor], dict[str, Array]]]:
+    pair: ModelPair,
+    stage: Stage,
+    bucket: Bucket | None,
+    path: Path,
+    canonical: Path | None,
+    target: str,
+    precision: str | None = None,
+) -> CheckedVariant:
     """Run a variant at the trace sizes and at the other sizes, and compare every output.
 
-    Returns:
-        One report per run, the trace sizes first; and the inputs and true outputs of that one.
+    Args:
+        pair: the model.
+        stage: an entry of the stage table.
+        bucket: of the variant.
+        path: its lowered graph.
+        canonical: the graph that it was lowered from, which the control of int8 runs; None if the
+            precision needs no such control.
+        target: name of the target.
+        precision: of the lowered graph; the target's default if not given.
 
     Raises:
         ExportError: the graph does not run at one of the sizes.
@@ -194,6 +252,7 @@ def check_stage(
     """
     ports = variant_ports(pair, stage, bucket)
     row = find_target(target)
+    precision = row.resolve_precision(precision)
     expected = [
         _expected(pair, stage, bucket, case, ports)
         for case in (stage.trace_case, *stage.check_cases)
@@ -202,19 +261,26 @@ def check_stage(
     backend = load_backend(row.backend)
     runner = backend.load_stage(path, ports, StageOptions(threads=torch.get_num_threads()))
     reports: list[CaseParity] = []
-    for case, inputs, true, control in expected:
-        ours = _run(stage.name, runner, inputs, case)
+    for run in expected:
+        ours = _run(stage.name, runner, run.inputs, run.case)
+        control, factor = run.control, CONTROL_FACTOR
+        if precision in QUANTIZED and canonical is not None:
+            factor = ROUNDED_FACTOR
+            arrays = {name: tensor.numpy() for name, tensor in run.inputs.items()}
+            rounded = run_quantized_control(ir.load(canonical), arrays, precision, by_row=True)
+            control = stage.compared(rounded, run.case)
         outputs = compare_outputs(
-            stage.compared(ours, case), true, control, precision=row.precision
+            stage.compared(ours, run.case), run.truth, control, precision=precision, factor=factor
         )
         require_parity(f"{stage.name}{_suffix(bucket)}", outputs)
-        reports.append(CaseParity(bucket, case, outputs))
-    return reports, expected[0][1:3]
+        reports.append(CaseParity(bucket, run.case, outputs))
+    first = expected[0]
+    return CheckedVariant(reports, first.inputs, first.truth, first.control)
 
 
 def _expected(
     pair: ModelPair, stage: Stage, bucket: Bucket | None, case: Case, ports: StagePorts
-) -> tuple[Case, dict[str, Tensor], dict[str, Array], dict[str, Array]]:
+) -> _Expected:
     """Inputs of a run, its true outputs and what torch makes of them in float32."""
     inputs = stage.inputs(pair.examples, bucket, case)
     wide = pair.run_true(stage, bucket, {name: _widened(x) for name, x in inputs.items()})
@@ -225,7 +291,7 @@ def _expected(
         )
         for outputs in (wide, control)
     )
-    return case, inputs, true, narrow
+    return _Expected(case, inputs, true, narrow)
 
 
 def canonical_graph(pair: ModelPair, stage: Stage, bucket: Bucket | None) -> ir.Model:
@@ -278,39 +344,37 @@ def _widened(tensor: Tensor) -> Tensor:
 
 
 def _write_golden(
-    folder: Path,
-    stage: str,
-    bucket: Bucket | None,
-    arrays: tuple[dict[str, Tensor], dict[str, Array]],
-    report: CaseParity,
+    folder: Path, stage: str, bucket: Bucket | None, checked: CheckedVariant
 ) -> dict[str, Any]:
     """Store inputs and true outputs (rounded to float32) of one run; returns the manifest's entry.
 
     Rounding the truth costs half a unit in the last place, far below the floor of the limits.
     """
-    inputs, outputs = arrays
     relative = f"golden/{stage}.npz"
-    named = {f"in.{name}": tensor.numpy() for name, tensor in inputs.items()}
-    named |= {f"out.{name}": array.astype(np.float32) for name, array in outputs.items()}
+    named = {f"in.{name}": tensor.numpy() for name, tensor in checked.inputs.items()}
+    named |= {f"out.{name}": array.astype(np.float32) for name, array in checked.truth.items()}
     np.savez_compressed(folder / relative, **named)  # type: ignore[arg-type]
     return {
         "file": relative,
         "bucket": bucket,
-        "case": asdict(report.case),
+        "case": asdict(checked.reports[0].case),
     }
 
 
-def parity_summary(parities: list[CaseParity], target: str) -> dict[str, Any]:
-    """What the manifest says about the runs of a stage."""
+def parity_summary(parities: list[CaseParity], precision: str) -> dict[str, Any]:
+    """What the manifest says about the runs of a stage in a precision."""
     worst = max(
         (tensor for report in parities for tensor in report.outputs),
         key=lambda tensor: tensor.error / max(tensor.limit, 1e-300),
     )
-    precision = find_target(target).precision
+    rounded = precision in QUANTIZED
+    control = "canonical graph, rounded by row" if rounded else "torch float32"
+    factor = ROUNDED_FACTOR if rounded else CONTROL_FACTOR
     return {
-        "rule": f"error <= {CONTROL_FACTOR:g} x control + {FLOORS[precision]:g} x scale",
+        "precision": precision,
+        "rule": f"error <= {factor:g} x control + {FLOORS[precision]:g} x scale",
         "truth": "torch float64",
-        "control": "torch float32",
+        "control": control,
         "worst": worst.to_dict(),
         "runs": [report.to_dict() for report in parities],
     }

@@ -72,6 +72,13 @@ def _interruptible(consequence: str) -> Iterator[None]:
     help="Keys and values [default: float16 beside quantised weights].",
 )
 @click.option(
+    "--precision",
+    "precisions",
+    multiple=True,
+    metavar="[STAGE=]PRECISION",
+    help="fp32, or int8 for vision stages, all or by name; repeatable [default: the target's].",
+)
+@click.option(
     "--calibration-text",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="Text for int4-awq [default: one that comes with this package].",
@@ -89,6 +96,7 @@ def compile_(
     llm_block: str | None,
     llm_head: str | None,
     llm_cache: str | None,
+    precisions: tuple[str, ...],
     calibration_text: Path | None,
     jobs: int,
     cache_folder: Path | None,
@@ -106,10 +114,12 @@ def compile_(
         from visionllm_edge.export.compile import compile_checkpoint
         from visionllm_edge.export.progress import Progress
         from visionllm_edge.export.quantize.policy import LlmPrecision
+        from visionllm_edge.export.stage_precisions import precisions_for
 
         precision = LlmPrecision.from_options(
             llm_precision, None if llm_block is None else int(llm_block), llm_head, llm_cache
         )
+        common, own = precisions_for(precisions)
         cache = None if no_cache else StageCache(cache_folder or default_cache_folder())
         report = compile_checkpoint(
             checkpoint,
@@ -120,6 +130,8 @@ def compile_(
             jobs=jobs,
             progress=Progress(),
             llm=precision,
+            precision=common,
+            stage_precision=own,
             calibration_text=calibration_text,
         )
     if as_json:

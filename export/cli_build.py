@@ -154,7 +154,8 @@ def _kit_options(
     calibration: Path | None,
     tf32: bool,
 ) -> KitOptions:
-    from visionllm_edge.export.kit import KitOptions, precisions_for
+    from visionllm_edge.export.kit import KitOptions
+    from visionllm_edge.export.stage_precisions import precisions_for
 
     common, own = precisions_for(precisions)
     return KitOptions(

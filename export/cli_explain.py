@@ -55,7 +55,7 @@ def explain(
 ) -> None:
     """Show what a build of BUNDLE for a target would do, without building."""
     from visionllm_edge.export.explain import Choices, explain_bundle
-    from visionllm_edge.export.kit import precisions_for
+    from visionllm_edge.export.stage_precisions import precisions_for
     from visionllm_edge.runtime.bundle import Bundle
     from visionllm_edge.runtime.targets import find_target
 

@@ -18,6 +18,7 @@ import dataclasses
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from visionllm_edge.export.build_stage import ModelPair, build_stage
@@ -55,6 +56,7 @@ from visionllm_edge.export.preprocessing import preprocessing
 from visionllm_edge.export.progress import Progress
 from visionllm_edge.export.quantize.calibration import Calibration
 from visionllm_edge.export.quantize.policy import LlmPrecision
+from visionllm_edge.export.stage_precisions import stage_precisions
 from visionllm_edge.export.stage_workers import StageWorkers
 from visionllm_edge.export.stages import Stage, stages_of
 from visionllm_edge.export.streamed_model import open_model
@@ -88,6 +90,8 @@ def compile_checkpoint(
     jobs: int = 1,
     progress: Progress | None = None,
     llm: LlmPrecision = _FP32,
+    precision: str | None = None,
+    stage_precision: Mapping[str, str] | None = None,
     calibration_text: Path | None = None,
 ) -> CompileReport:
     """Compile a checkpoint into a bundle folder.
@@ -103,6 +107,8 @@ def compile_checkpoint(
         jobs: processes that build stages. More than one needs an importable main module.
         progress: gets a step per stage; silent by default.
         llm: precision of the language decoder.
+        precision: of the other stages; int8 for those that can be. The target's by default.
+        stage_precision: stage -> its own.
         calibration_text: a text file for the activation-aware search; one of ours by default.
 
     Raises:
@@ -133,6 +139,7 @@ def compile_checkpoint(
         opened.check()
         tokenizer = convert_tokenizer(checkpoint, vocab_size=opened.config.llm.vocab_size)
         table = stages_of(opened.config)
+        precisions = _precisions(opened, target, precision, stage_precision or {})
         progress.total = len(table) + 4
         progress.step(f"read {checkpoint.name}: {len(opened.entries)} tensors, tokenizer")
         writer = stack.enter_context(BundleWriter(output))
@@ -143,7 +150,8 @@ def compile_checkpoint(
         plan = _releasing(
             plan_for_checkpoint(opened, pair.model, tokenizer, llm, calibration_text), pair
         )
-        built, specs = _stages(opened, pair, plan, writer, cache, target, jobs, progress)
+        job = _Job(opened, pair, plan, cache, target, precisions, jobs, progress)
+        built, specs = _stages(job, writer)
         _write_tables(pair.model, plan, writer)
         pair.release()
         writer.add_bytes(TOKENIZER, tokenizer.definition.encode("utf-8"))
@@ -179,67 +187,78 @@ def _releasing(plan: DecoderPlan, pair: ModelPair) -> DecoderPlan:
     return dataclasses.replace(plan, calibration=calibrate)
 
 
-def _stages(
-    opened: Checkpoint,
-    pair: ModelPair,
-    plan: DecoderPlan,
-    writer: BundleWriter,
-    cache: StageCache,
-    target: str,
-    jobs: int,
-    progress: Progress,
-) -> tuple[set[str], dict[str, StageSpec]]:
+def _precisions(
+    checkpoint: Checkpoint, target: str, common: str | None, own: Mapping[str, str]
+) -> dict[str, str]:
+    """Stage -> precision, without the language decoder."""
+    if DECODER in own:
+        raise ConfigError(
+            f"stage '{DECODER}': expected its precision by --llm-precision (fp32, int8, int4 or "
+            f"int4-awq), got --precision {DECODER}={own[DECODER]}."
+        )
+    config = checkpoint.config
+    ends = {s.name: s.ports(config) for s in stages_of(config) if s.name != DECODER}
+    return stage_precisions(ends, find_target(target), common, own)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What building the stages needs."""
+
+    checkpoint: Checkpoint
+    pair: ModelPair
+    plan: DecoderPlan
+    cache: StageCache
+    target: str
+    precisions: Mapping[str, str]
+    jobs: int
+    progress: Progress
+
+    def key(self, stage: Stage) -> str:
+        """Of the stage's entry in the cache."""
+        if stage.name == DECODER:
+            return decoder_key(self.plan, self.target)
+        # Example inputs of a detector stage come out of the whole chain, but a graph that was right
+        # on one set of them stays right when another component changes.
+        content = {
+            "stage": stage.name,
+            "target": find_target(self.target).to_dict(),
+            "config": dict(self.checkpoint.config.raw),
+            "weights": self.checkpoint.fingerprint(stage.weight_prefixes),
+            "precision": self.precisions[stage.name],
+        }
+        return key_of(content)
+
+
+def _stages(job: _Job, writer: BundleWriter) -> tuple[set[str], dict[str, StageSpec]]:
     """Copy every stage into the bundle; returns the names of those that were built."""
-    table = stages_of(opened.config)
-    keys = {stage.name: _stage_key(opened, stage, target) for stage in table}
-    keys[DECODER] = decoder_key(plan, target)
-    entries = {name: cache.get(key) for name, key in keys.items()}
+    table = stages_of(job.checkpoint.config)
+    keys = {stage.name: job.key(stage) for stage in table}
+    entries = {name: job.cache.get(key) for name, key in keys.items()}
     missing = [stage for stage in table if entries[stage.name] is None]
     for name in (stage.name for stage in table if stage not in missing):
-        progress.step(f"{name}: unchanged, taken from the cache")
-    for name in _build_all(opened, pair, plan, missing, keys, cache, target, jobs, progress):
-        entries[name] = cache.get(keys[name])
+        job.progress.step(f"{name}: unchanged, taken from the cache")
+    for name in _build_all(job, missing, keys):
+        entries[name] = job.cache.get(keys[name])
     specs = {}
     for stage in table:
         entry = entries[stage.name]
         assert entry is not None, "built or found"
-        specs[stage.name] = with_extent(copy_stage(cache, entry, writer), pair)
+        specs[stage.name] = with_extent(copy_stage(job.cache, entry, writer), job.pair)
     return {stage.name for stage in missing}, specs
 
 
-def _stage_key(checkpoint: Checkpoint, stage: Stage, target: str) -> str:
-    # Example inputs of a detector stage come out of the whole chain, but a graph that was right on
-    # one set of them stays right when another component changes.
-    return key_of(
-        {
-            "stage": stage.name,
-            "target": find_target(target).to_dict(),
-            "config": dict(checkpoint.config.raw),
-            "weights": checkpoint.fingerprint(stage.weight_prefixes),
-        }
-    )
-
-
-def _build_all(
-    checkpoint: Checkpoint,
-    pair: ModelPair,
-    plan: DecoderPlan,
-    stages: list[Stage],
-    keys: Mapping[str, str],
-    cache: StageCache,
-    target: str,
-    jobs: int,
-    progress: Progress,
-) -> Iterator[str]:
+def _build_all(job: _Job, stages: list[Stage], keys: Mapping[str, str]) -> Iterator[str]:
     """Build stages into the cache; yields the name of each when it is there."""
     traced = [stage for stage in stages if stage.name != DECODER]
     decoder = len(traced) < len(stages)
+    pair, cache, target, progress = job.pair, job.cache, job.target, job.progress
 
     def build_decoder() -> None:
         pair.release()
-        decoder_into_cache(plan, keys[DECODER], cache, target=target, progress=progress)
+        decoder_into_cache(job.plan, keys[DECODER], cache, target=target, progress=progress)
 
-    if jobs <= 1 or len(stages) <= 1:
+    if job.jobs <= 1 or len(stages) <= 1:
         if decoder:
             build_decoder()
             yield DECODER
@@ -251,14 +270,16 @@ def _build_all(
                     stage,
                     folder,
                     target=target,
+                    precision=job.precisions[stage.name],
                     note=lambda text: progress.note(f"        {text}"),
                 )
             pair.release()
             progress.step(f"{stage.name}: built", seconds=time.monotonic() - started)
             yield stage.name
         return
-    with StageWorkers(checkpoint.folder, cache, target, min(jobs, len(traced))) as workers:
-        running = workers.build(traced, keys, checkpoint.config)
+    folder, count = job.checkpoint.folder, min(job.jobs, len(traced))
+    with StageWorkers(folder, cache, target, count) as workers:
+        running = workers.build(traced, keys, job.precisions, job.checkpoint.config)
         if decoder:
             build_decoder()
             yield DECODER

@@ -115,9 +115,8 @@ def explain_bundle(bundle: Bundle, target: Target, choices: Choices) -> list[Gra
         ParityError: with `check`, a lowered graph gives wrong numbers.
     """
     stages = bundle.manifest.stages
-    precisions = stage_precisions(
-        bundle.manifest, target, choices.precision, choices.stage_precision
-    )
+    ends = {name: spec.ports(name) for name, spec in stages.items()}
+    precisions = stage_precisions(ends, target, choices.precision, choices.stage_precision)
     calibrator = Calibrator(bundle, choices.calibration)
     return [
         _explain(bundle, name, spec, variant, target, precisions[name], choices, calibrator)
@@ -137,7 +136,7 @@ def _explain(
     calibrator: Calibrator,
 ) -> GraphPlan:
     quantization = None
-    if precision in QUANTIZED:
+    if precision in QUANTIZED and target.backend != "onnxruntime":
         quantization = calibrator.calibrate(stage, variant.bucket, precision)
     model = load_canonical(bundle, stage, variant.bucket)
     ranges = axis_ranges(bundle.manifest.model, capacity=choices.context)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from visionllm_edge.export.calibration_inputs import CALIBRATED
 from visionllm_edge.export.half_control import HALF_DTYPES, run_in_half
-from visionllm_edge.export.parity import TensorParity, compare_outputs
+from visionllm_edge.export.parity import compare_outputs
 from visionllm_edge.export.passes.quantize_dequantize import EIGHT_BITS
 from visionllm_edge.export.quantized_control import run_quantized_control
 from visionllm_edge.export.stages import Stage
@@ -32,7 +32,7 @@ def golden_limits(
     case: Case,
     inputs: Mapping[str, Tensor],
     truth: Mapping[str, Array],
-    fp32: list[TensorParity],
+    control: Mapping[str, Array],
     canonical: Path,
     *,
     done: Callable[[], None],
@@ -46,20 +46,21 @@ def golden_limits(
         case: sizes of the run.
         inputs: of the run, in fp32 also where a device has a half-precision cache.
         truth: true outputs in float64.
-        fp32: the comparison that the fp32 graph passed.
+        control: what the component makes of it.
         canonical: graph of the stage, which the eight-bit control runs.
         done: called when the component is not needed any more.
 
     Returns:
         Precision -> output -> limit.
     """
-    limits = {"fp32": {tensor.name: tensor.limit for tensor in fp32}}
+    exact = compare_outputs(control, truth, control, precision="fp32")
+    limits = {"fp32": {tensor.name: tensor.limit for tensor in exact}}
     for precision in HALF_DTYPES:
         outputs = run_in_half(module, inputs, precision)
-        control = stage.compared(
+        halves = stage.compared(
             {p.name: t.numpy() for p, t in zip(ports.outputs, outputs, strict=True)}, case
         )
-        report = compare_outputs(control, truth, control, precision=precision)
+        report = compare_outputs(halves, truth, halves, precision=precision)
         limits[precision] = {tensor.name: tensor.limit for tensor in report}
     done()
     if stage.name not in CALIBRATED:
@@ -67,8 +68,8 @@ def golden_limits(
     arrays = {name: tensor.numpy() for name, tensor in inputs.items()}
     for precision in EIGHT_BITS:
         outputs8 = run_quantized_control(ir.load(canonical), arrays, precision)
-        control = stage.compared(outputs8, case)
-        report = compare_outputs(control, truth, control, precision=precision)
+        bytes8 = stage.compared(outputs8, case)
+        report = compare_outputs(bytes8, truth, bytes8, precision=precision)
         # What is not in eight bits is in fp16, so its rounding is allowed as well.
         limits[precision] = {
             tensor.name: max(tensor.limit, limits["fp16"][tensor.name]) for tensor in report

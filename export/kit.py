@@ -45,7 +45,7 @@ from visionllm_edge.runtime.errors import BundleError, ConfigError
 from visionllm_edge.runtime.manifest import Manifest, Variant
 from visionllm_edge.runtime.targets import QUANTIZED, Target, find_target
 
-__all__ = ["KitOptions", "make_kit", "precisions_for"]
+__all__ = ["KitOptions", "make_kit"]
 
 _PAST = "past_key_values."
 Note = Callable[[str], None]
@@ -71,25 +71,6 @@ class KitOptions:
     context: int | None = None
     flags: tuple[str, ...] = ()
     calibration: Path | None = None
-
-
-def precisions_for(values: Sequence[str]) -> tuple[str | None, dict[str, str]]:
-    """Read `fp16` and `STAGE=fp32` as the command line takes them.
-
-    Raises:
-        ConfigError: two precisions for the same thing.
-    """
-    common: str | None = None
-    own: dict[str, str] = {}
-    for value in values:
-        stage, given, precision = value.rpartition("=")
-        if (stage in own) if given else (common is not None):
-            raise ConfigError(f"precision '{value}': given twice for the same stage. Keep one.")
-        if given:
-            own[stage] = precision
-        else:
-            common = precision
-    return common, own
 
 
 def make_kit(
@@ -129,7 +110,8 @@ def make_kit(
 
 def _write(bundle: Bundle, folder: Path, target: Target, options: KitOptions, note: Note) -> None:
     manifest = bundle.manifest
-    precisions = stage_precisions(manifest, target, options.precision, options.stage_precision)
+    ends = {name: spec.ports(name) for name, spec in manifest.stages.items()}
+    precisions = stage_precisions(ends, target, options.precision, options.stage_precision)
     calibrator = None
     if any(precision in QUANTIZED for precision in precisions.values()):
         calibrator = Calibrator(bundle, options.calibration, note)

@@ -29,10 +29,11 @@ gather                  row gathers and a MatMul           every TensorRT: no Gr
 inline                  its function's body                every TensorRT that has the operators
 ======================  =================================  =======================================
 
-Layers in int8 or fp8 are written first, in the canonical graph whose ranges were measured. After
-the forms come, in this order: functions inlined, the opset brought down to what the release
-takes, half precision, functions stripped where they would hide a plugin, and the checks. Facts
-about releases are data in `visionllm_edge.runtime.releases`.
+Layers in int8 or fp8 are written first: for TensorRT in the canonical graph whose ranges were
+measured, for ONNX Runtime as QuantizedDense, which rounds activations as they come. After the forms
+come, in this order: functions inlined, the opset brought down to what the release takes, half
+precision, functions stripped where they would hide a plugin, and the checks. Facts about releases
+are data in `visionllm_edge.runtime.releases`.
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ from visionllm_edge.export.passes.lower_quantized_linear import (
     lower_to_dequantize_linear,
     lower_to_matmul_nbits,
 )
+from visionllm_edge.export.passes.quantize_dense import quantize_dense
 from visionllm_edge.export.passes.quantize_dequantize import Quantization, quantize_dequantize
 from visionllm_edge.export.passes.retype_cache import retype_cache
 from visionllm_edge.export.passes.strip_functions import strip_functions
@@ -158,7 +160,7 @@ def _has_function(model: ir.Model, node: ir.Node) -> str | None:
 
 
 def _kernel_or_function(model: ir.Model, node: ir.Node) -> str | None:
-    if node.op_type == "QuantizedLinear":
+    if node.op_type in ("QuantizedDense", "QuantizedLinear"):
         return lower_to_matmul_nbits(model, node)
     if node.op_type == "CachedAttention":
         write_gqa_function(model, node)  # where that is refused, the function stays as it is
@@ -249,6 +251,7 @@ TABLE: Mapping[str, Mapping[str, tuple[str, ...]]] = MappingProxyType(
             "plugins": ("inline",),
             "standard": ("inline",),
         },
+        "QuantizedDense": {"onnxruntime": ("cpu_kernel",)},
         "QuantizedLinear": {
             "onnxruntime": ("cpu_kernel",),
             "plugins": ("dequantize_linear", "dequantize_linear_int8"),
@@ -285,7 +288,7 @@ def lower(
         target: a row of the target table.
         precision: of the result; the target's default if not given.
         plugins: whether our TensorRT plugins may be used.
-        quantization: of this graph, where the precision is int8 or fp8.
+        quantization: of this graph, where the precision is int8 or fp8; ONNX Runtime needs none.
         prefer: operator -> form to try before those of the table, such as the portable
             `dequantize_linear` for ONNX Runtime.
         capacity: rows of the decoder's cache, written into the graph for TensorRT; forms that
@@ -300,7 +303,10 @@ def lower(
             every form refused a node, or the release lacks or misreads what is in the graph.
     """
     precision = target.resolve_precision(precision)
-    if precision in QUANTIZED:
+    if precision in QUANTIZED and target.backend == "onnxruntime":
+        quantize_dense(model)
+        precision = "fp32"  # of all the rest
+    elif precision in QUANTIZED:
         if quantization is None or quantization.precision != precision:
             raise ExportError(
                 f"graph '{model.graph.name}': precision '{precision}' expected its calibration, "

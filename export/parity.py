@@ -17,6 +17,7 @@ import numpy as np
 
 from visionllm_edge.runtime.errors import ParityError
 from visionllm_edge.runtime.ports import Array
+from visionllm_edge.runtime.targets import QUANTIZED, find_target
 
 __all__ = [
     "CONTROL_FACTOR",
@@ -27,6 +28,7 @@ __all__ = [
     "TensorParity",
     "compare_outputs",
     "compare_with_limits",
+    "limits_key",
     "require_parity",
 ]
 
@@ -98,6 +100,7 @@ def compare_outputs(
     control: Mapping[str, Array],
     *,
     precision: str,
+    factor: float = CONTROL_FACTOR,
 ) -> list[TensorParity]:
     """Compare every output by the control-relative rule.
 
@@ -106,6 +109,7 @@ def compare_outputs(
         truth: from the torch component in float64.
         control: from the torch component in the target's precision.
         precision: a key of `FLOORS`.
+        factor: on the control; `ROUNDED_FACTOR` where both round activations by row.
 
     Returns:
         One entry per output, in the order of `truth`.
@@ -114,7 +118,7 @@ def compare_outputs(
     for name, true in truth.items():
         control_error = _largest_difference(control[name], true)[0]
         scale = float(np.abs(true).max(initial=0.0))
-        limit = CONTROL_FACTOR * control_error + FLOORS[precision] * scale
+        limit = factor * control_error + FLOORS[precision] * scale
         error, detail = _largest_difference(ours[name], true)
         report.append(TensorParity(name, error, control_error, limit, scale, detail))
     return report
@@ -130,6 +134,16 @@ def compare_with_limits(
         scale = float(np.abs(true).max(initial=0.0))
         report.append(TensorParity(name, error, 0.0, limits[name], scale, detail))
     return report
+
+
+def limits_key(precision: str, target: str) -> str:
+    """Under which name a golden file keeps the limits of a stage of a bundle.
+
+    TensorRT's int8 has fixed ranges and limits that allow for it; a CPU rounds by row and has its
+    own.
+    """
+    on_cpu = find_target(target).backend == "onnxruntime"
+    return f"{precision}-by-row" if on_cpu and precision in QUANTIZED else precision
 
 
 def require_parity(stage: str, report: list[TensorParity]) -> None:

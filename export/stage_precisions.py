@@ -2,24 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from visionllm_edge.export.calibration_inputs import CALIBRATED
 from visionllm_edge.runtime.backends.base import PAST_PREFIX
 from visionllm_edge.runtime.errors import ConfigError
-from visionllm_edge.runtime.manifest import Manifest
+from visionllm_edge.runtime.ports import StagePorts
 from visionllm_edge.runtime.targets import QUANTIZED, Target
 
-__all__ = ["stage_precisions"]
+__all__ = ["precisions_for", "stage_precisions"]
+
+
+def precisions_for(values: Sequence[str]) -> tuple[str | None, dict[str, str]]:
+    """Read `fp16` and `STAGE=fp32` as the command line takes them.
+
+    Raises:
+        ConfigError: two precisions for the same thing.
+    """
+    common: str | None = None
+    own: dict[str, str] = {}
+    for value in values:
+        stage, given, precision = value.rpartition("=")
+        if (stage in own) if given else (common is not None):
+            raise ConfigError(f"precision '{value}': given twice for the same stage. Keep one.")
+        if given:
+            own[stage] = precision
+        else:
+            common = precision
+    return common, own
 
 
 def stage_precisions(
-    manifest: Manifest, target: Target, common: str | None, own: Mapping[str, str]
+    stages: Mapping[str, StagePorts], target: Target, common: str | None, own: Mapping[str, str]
 ) -> dict[str, str]:
     """Stage -> precision.
 
     Args:
-        manifest: of the bundle.
+        stages: name -> its ends.
         target: the target's default holds where nothing was asked.
         common: asked for all stages.
         own: stage -> asked for this one.
@@ -29,16 +48,15 @@ def stage_precisions(
             language decoder, or by name for a stage that has no calibration. Asked for all stages,
             such a stage has the target's default.
     """
-    stages = manifest.stages
     unknown = sorted(own.keys() - stages.keys())
     if unknown:
         raise ConfigError(
             f"precision: no stage '{unknown[0]}'; the bundle has {', '.join(stages)}."
         )
     out = {}
-    for name, spec in stages.items():
+    for name, ports in stages.items():
         precision = target.resolve_precision(own.get(name, common))
-        cached = any(port.name.startswith(PAST_PREFIX) for port in spec.ports(name).inputs)
+        cached = any(port.name.startswith(PAST_PREFIX) for port in ports.inputs)
         if cached and precision in QUANTIZED:
             raise ConfigError(
                 f"stage '{name}': precision expected one of {', '.join(target.precisions)}, got "
@@ -49,8 +67,8 @@ def stage_precisions(
         if precision in QUANTIZED and name not in CALIBRATED:
             if name in own:
                 raise ConfigError(
-                    f"stage '{name}': precision expected one of fp32, fp16 or bf16, got "
-                    f"{precision}, for which only {', '.join(sorted(CALIBRATED))} are calibrated."
+                    f"stage '{name}': precision expected one of {', '.join(target.precisions)}, "
+                    f"got {precision}, which only {', '.join(sorted(CALIBRATED))} can be in."
                 )
             precision = target.precision
         out[name] = precision

@@ -63,13 +63,24 @@ class StageWorkers:
         self._pool.terminate()
 
     def build(
-        self, stages: Sequence[Stage], keys: Mapping[str, str], config: VisionLLMConfig
+        self,
+        stages: Sequence[Stage],
+        keys: Mapping[str, str],
+        precisions: Mapping[str, str],
+        config: VisionLLMConfig,
     ) -> Iterator[BuiltStage]:
         """Start on the stages now; yields each when it is in the cache."""
         # Stages with the most to trace first, so that none is left with a long one at the end.
         order = sorted(stages, key=lambda stage: -_weight(stage, config))
         tasks = [
-            (str(self._folder), stage.name, keys[stage.name], str(self._cache.folder), self._target)
+            _Task(
+                str(self._folder),
+                stage.name,
+                keys[stage.name],
+                str(self._cache.folder),
+                self._target,
+                precisions[stage.name],
+            )
             for stage in order
         ]
         return self._pool.imap_unordered(_build_in_worker, tasks)
@@ -96,15 +107,27 @@ def _deaf_to_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _build_in_worker(task: tuple[str, str, str, str, str]) -> BuiltStage:
-    folder, name, key, cache_folder, target = task
+class _Task(NamedTuple):
+    """One stage for a worker."""
+
+    folder: str
+    stage: str
+    key: str
+    cache_folder: str
+    target: str
+    precision: str
+
+
+def _build_in_worker(task: _Task) -> BuiltStage:
     started = time.monotonic()
-    pair = _worker_model(folder)
-    stage = next(stage for stage in STAGES if stage.name == name)
+    pair = _worker_model(task.folder)
+    stage = next(stage for stage in STAGES if stage.name == task.stage)
     notes: list[str] = []
-    with StageCache(Path(cache_folder)).writing(key) as entry:
-        build_stage(pair, stage, entry, target=target, note=notes.append)
-    return BuiltStage(name, time.monotonic() - started, notes)
+    with StageCache(Path(task.cache_folder)).writing(task.key) as entry:
+        build_stage(
+            pair, stage, entry, target=task.target, precision=task.precision, note=notes.append
+        )
+    return BuiltStage(task.stage, time.monotonic() - started, notes)
 
 
 _loaded: dict[str, ModelPair] = {}

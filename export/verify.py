@@ -16,7 +16,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from visionllm_edge.export.check_lowered import Golden
-from visionllm_edge.export.parity import TensorParity, compare_with_limits, require_parity
+from visionllm_edge.export.parity import (
+    TensorParity,
+    compare_with_limits,
+    limits_key,
+    require_parity,
+)
 from visionllm_edge.export.progress import Progress
 from visionllm_edge.runtime.backends import StageOptions, load_backend
 from visionllm_edge.runtime.backends.base import PRESENT_PREFIX
@@ -128,7 +133,8 @@ def _against_golden(bundle: Bundle, name: str, spec: StageSpec) -> StageVerdict:
         rows = golden.outputs[output].shape[2] if output.startswith(PRESENT_PREFIX) else None
         got[output] = np.array(array if rows is None else array[:, :, :rows])
     precision = str(spec.parity.get("precision", manifest.target.precision))
-    report = compare_with_limits(got, golden.outputs, golden.limits[precision])
+    limits = golden.limits[limits_key(precision, manifest.target.name)]
+    report = compare_with_limits(got, golden.outputs, limits)
     require_parity(name, report)
     return StageVerdict(name, len(report), _worst(report))
 
@@ -157,15 +163,18 @@ def _against_checkpoint(bundle: Bundle, folder: Path, progress: Progress) -> Ver
             progress.step(_line(verdicts[-1]))
             continue
         tensors = []
-        for variant in bundle.manifest.stages[stage.name].variants:
-            reports, _ = check_stage(
+        spec = bundle.manifest.stages[stage.name]
+        for variant in spec.variants:
+            checked = check_stage(
                 pair,
                 stage,
                 variant.bucket,
                 bundle.file(variant.model),
+                None if variant.canonical is None else bundle.file(variant.canonical),
                 bundle.manifest.target.name,
+                str(spec.parity.get("precision", bundle.manifest.target.precision)),
             )
-            tensors += [tensor for report in reports for tensor in report.outputs]
+            tensors += [tensor for report in checked.reports for tensor in report.outputs]
         pair.release()
         verdicts.append(StageVerdict(stage.name, len(tensors), _worst(tensors)))
         progress.step(_line(verdicts[-1]))

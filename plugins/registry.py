@@ -15,6 +15,7 @@ from visionllm_edge.plugins.gated_silu.spec import GATED_SILU
 from visionllm_edge.plugins.grid_sample_prompt_pool.spec import GRID_SAMPLE_PROMPT_POOL
 from visionllm_edge.plugins.ms_deform_attn.spec import MS_DEFORM_ATTN
 from visionllm_edge.plugins.quantized_cached_attention.spec import QUANTIZED_CACHED_ATTENTION
+from visionllm_edge.plugins.quantized_dense.spec import QUANTIZED_DENSE
 from visionllm_edge.plugins.quantized_linear.spec import QUANTIZED_LINEAR
 from visionllm_edge.plugins.semantic_op import SemanticOp
 
@@ -29,6 +30,7 @@ SEMANTIC_OPS: Mapping[str, SemanticOp] = MappingProxyType(
             GRID_SAMPLE_PROMPT_POOL,
             MS_DEFORM_ATTN,
             QUANTIZED_CACHED_ATTENTION,
+            QUANTIZED_DENSE,
             QUANTIZED_LINEAR,
         )
     }

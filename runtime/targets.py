@@ -63,8 +63,6 @@ class Target:
     @property
     def quantized(self) -> tuple[str, ...]:
         """Eight-bit precisions that a stage can be quantised to here."""
-        if self.backend == "onnxruntime":
-            return ()
         return tuple(name for name in QUANTIZED if name in self.hardware_types)
 
     def resolve_precision(self, wanted: str | None) -> str:

@@ -220,11 +220,12 @@ def _write_golden(folder: Path, truth: DecoderTruth, *, quantized: bool) -> dict
 
 
 def _summary(parity: GraphParity, plan: DecoderPlan, target: str) -> dict[str, Any]:
-    summary = parity_summary(parity.shipped, target)
+    precision = find_target(target).precision  # of what is not weights
+    summary = parity_summary(parity.shipped, precision)
     if not plan.precision.quantized:
         return summary
     truth = {"truth": "torch float64 with the dequantised weights"}
-    exact = parity_summary(parity.exact, target) | truth | {"control": f"torch {CONTROL.name}"}
+    exact = parity_summary(parity.exact, precision) | truth | {"control": f"torch {CONTROL.name}"}
     rule = f"error <= {ROUNDED_FACTOR:g} x control of the worst step + {FLOORS['int8']:g} x scale"
     control = f"torch {CONTROL.name}, {ROUNDED.name}"
     rounded = {"rule": rule, "control": control, "exact_activations": exact}

@@ -1,4 +1,4 @@
-"""QuantizedLinear in the forms of the targets: ONNX Runtime's operator, or weights in blocks.
+"""Quantised layers in the forms of the targets: ONNX Runtime's operator, or weights in blocks.
 
 `dequantize_linear` is the portable form: DequantizeLinear of opset 21 on INT4 or INT8 weights
 [K,N], one scale per block along axis 0, and MatMul. TensorRT keeps the weights packed; ONNX Runtime
@@ -19,7 +19,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from visionllm_edge.export.passes.new_nodes import NewNodes
-from visionllm_edge.plugins.quantized_linear.onnx_function import CONTRIB_DOMAIN, build_function
+from visionllm_edge.plugins.quantized_linear.onnx_function import CONTRIB_DOMAIN
+from visionllm_edge.plugins.registry import SEMANTIC_OPS
 from visionllm_edge.plugins.semantic_op import DOMAIN
 
 __all__ = ["lower_to_dequantize_linear", "lower_to_matmul_nbits", "set_accuracy_level"]
@@ -29,7 +30,11 @@ _BLOCK_AXIS = 0
 
 
 def lower_to_matmul_nbits(model: ir.Model, node: ir.Node) -> str | None:
-    """Let the node's function be ONNX Runtime's MatMulNBits; a kernel of the name still wins.
+    """Let the node's function have ONNX Runtime's MatMulNBits; a kernel of the name still wins.
+
+    Args:
+        model: changed in place unless refused.
+        node: a QuantizedLinear or QuantizedDense node.
 
     Returns:
         None if done, else the reason for the refusal.
@@ -38,7 +43,8 @@ def lower_to_matmul_nbits(model: ir.Model, node: ir.Node) -> str | None:
         return "the model holds no function body for it"
     function = model.functions[node.op_identifier()]
     if CONTRIB_DOMAIN not in function.opset_imports:
-        proto = build_function(opset=model.graph.opset_imports[""], contrib=True)
+        opset = model.graph.opset_imports[""]
+        proto = SEMANTIC_OPS[node.op_type].onnx_function(opset=opset, contrib=True)
         model.functions[node.op_identifier()] = ir.serde.deserialize_function(proto)
         model.graph.opset_imports[CONTRIB_DOMAIN] = 1
     return None

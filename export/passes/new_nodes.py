@@ -36,11 +36,12 @@ class NewNodes:
         *,
         dtype: ir.DataType,
         shape: Axes,
+        domain: str = "",
         **attributes: int | Sequence[int] | str,
     ) -> ir.Value:
-        """Append a node of the default domain with one output; returns that output."""
+        """Append a node with one output, of the default domain if not told; returns that output."""
         node = ir.Node(
-            "",
+            domain,
             op,
             list(inputs),
             [_attribute(key, value) for key, value in attributes.items()],

@@ -95,6 +95,7 @@ extern const Operator kGatedSilu;
 extern const Operator kMsDeformAttn;
 extern const Operator kGridSamplePromptPool;
 extern const Operator kQuantizedCachedAttention;
+extern const Operator kQuantizedDense;
 extern const Operator kQuantizedLinear;
 
 }  // namespace visionllm::cpu

@@ -33,6 +33,7 @@ HEADERS = (
     "grid_sample_prompt_pool/cpu_kernel.h",
     "quantized_linear/cpu_avx2.h",
     "quantized_linear/cpu_exact.h",
+    "quantized_linear/cpu_finish.h",
     "quantized_linear/cpu_kernel.h",
     "quantized_linear/cpu_portable.h",
     "quantized_linear/cpu_vnni.h",

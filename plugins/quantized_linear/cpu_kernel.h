@@ -13,12 +13,17 @@
 
 namespace visionllm::cpu {
 
+// What QuantizedDense does with a sum after its bias; the values of its attribute.
+enum class Activation : int64_t { kNone = 0, kGelu = 1, kQuickGelu = 2, kRelu = 3 };
+
 // Sizes and pointers of one call. Letters as in spec.py; rows are B * S.
 struct QuantizedLinear {
     const float* x;          // [rows, K]
     const uint8_t* weight;   // [N, K/G, G*bits/8]
     const uint16_t* scales;  // [N, K/G], float16
     float* y;                // [rows, N]
+    const float* bias;       // [N], or null: then there is no activation either
+    Activation activation;
     int64_t rows, inputs, outputs, block;
     int bits;
     void* room;  // the rounded activations, room_bytes(call)
@@ -39,6 +44,9 @@ struct QuantizedLinearKernels {
     void (*rounded)(const QuantizedLinear& call, int64_t from, int64_t to, void* room);
     QuantizedLinearTasks (*exact_tasks)(const QuantizedLinear& call);
     void (*exact)(const QuantizedLinear& call, int64_t from, int64_t to, void* room);
+    // Bias and activation on outputs from .. to - 1; where `finishes` says so, `rounded` does it.
+    void (*finish)(const QuantizedLinear& call, int64_t from, int64_t to);
+    bool (*finishes)(const QuantizedLinear& call);
 };
 
 }  // namespace visionllm::cpu
@@ -56,6 +64,7 @@ constexpr float kOver127 = 1.0f / 127.0f;
 }  // namespace visionllm::cpu::quantized_linear
 
 #include "cpu_exact.h"
+#include "cpu_finish.h"
 #if defined(VISIONLLM_VNNI)
 #include "cpu_vnni.h"
 #elif defined(VISIONLLM_F16C)
@@ -78,7 +87,12 @@ constexpr QuantizedLinearKernels kQuantizedLinearKernels = {
     quantized_linear::portable_room_bytes, quantized_linear::portable_round_rows,
     quantized_linear::portable_rounded_tasks, quantized_linear::portable_rounded_task,
 #endif
-    quantized_linear::exact_tasks, quantized_linear::exact_task};
+    quantized_linear::exact_tasks, quantized_linear::exact_task, quantized_linear::finish_outputs,
+#if defined(VISIONLLM_VNNI)
+    quantized_linear::vnni_finishes};
+#else
+    [](const QuantizedLinear&) { return false; }};
+#endif
 
 }  // namespace
 }  // namespace visionllm::cpu

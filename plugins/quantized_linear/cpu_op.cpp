@@ -1,5 +1,5 @@
-// Block-quantised linear layer: reads the node, rounds the activations if it may, and cuts the
-// outputs into tasks.
+// Block-quantised linear layer, with and without bias and activation: reads the node, rounds the
+// activations if it may, and cuts the outputs into tasks.
 
 #include <atomic>
 
@@ -40,9 +40,11 @@ ort::Status* check_sizes(const Context& context, const QuantizedLinear& call, co
 
 typedef void (*Task)(const QuantizedLinear& call, int64_t from, int64_t to, void* room);
 
-ort::Status* multiply(
-    const Context& context, const QuantizedLinear& call, QuantizedLinearTasks tasks, Task task) {
+// `finished`: the task itself does what comes after the sums.
+ort::Status* multiply(const Context& context, const QuantizedLinear& call,
+    QuantizedLinearTasks tasks, Task task, bool finished) {
     std::atomic<bool> full{false};
+    const auto finish = context.kernels.quantized_linear.finish;
     const int64_t count = (call.outputs + tasks.outputs - 1) / tasks.outputs;
     VISIONLLM_TRY(context.parallel(count, [&](int64_t i) noexcept {
         void* room = thread_room(1, tasks.room_bytes);
@@ -50,18 +52,22 @@ ort::Status* multiply(
             full.store(true, std::memory_order_relaxed);
             return;
         }
-        const int64_t from = i * tasks.outputs, to = from + tasks.outputs;
-        task(call, from, to < call.outputs ? to : call.outputs, room);
+        const int64_t from = i * tasks.outputs, end = from + tasks.outputs;
+        const int64_t to = end < call.outputs ? end : call.outputs;
+        task(call, from, to, room);
+        if (call.bias != nullptr && !finished) finish(call, from, to);
     }));
     return full.load() ? context.invalid("out of memory") : nullptr;
 }
 
-ort::Status* compute(Context& context) {
+ort::Status* compute_with(Context& context, const float* bias, Activation activation) {
     Tensor x, weight, scales;
     VISIONLLM_TRY(context.input(0, "x", 3, &x));
     VISIONLLM_TRY(context.input(1, "weight", 3, &weight));
     VISIONLLM_TRY(context.input(2, "scales", 2, &scales));
     QuantizedLinear call{};
+    call.bias = bias;
+    call.activation = activation;
     call.inputs = context.attributes[0].whole;
     call.outputs = context.attributes[1].whole;
     call.bits = static_cast<int>(context.attributes[2].whole);
@@ -82,7 +88,9 @@ ort::Status* compute(Context& context) {
     call.y = static_cast<float*>(y);
 
     const QuantizedLinearKernels& kernels = context.kernels.quantized_linear;
-    if (level == 1) return multiply(context, call, kernels.exact_tasks(call), kernels.exact);
+    if (level == 1) {
+        return multiply(context, call, kernels.exact_tasks(call), kernels.exact, false);
+    }
     call.room = thread_room(0, kernels.room_bytes(call));
     if (call.room == nullptr) return context.invalid("out of memory");
     if (call.rows <= kRoundRows) {
@@ -94,7 +102,27 @@ ort::Status* compute(Context& context) {
                 kernels.round(call, from, to < call.rows ? to : call.rows);
             }));
     }
-    return multiply(context, call, kernels.rounded_tasks(call), kernels.rounded);
+    return multiply(context, call, kernels.rounded_tasks(call), kernels.rounded,
+        kernels.finishes(call));
+}
+
+ort::Status* compute(Context& context) {
+    return compute_with(context, nullptr, Activation::kNone);
+}
+
+ort::Status* compute_dense(Context& context) {
+    Tensor bias;
+    VISIONLLM_TRY(context.input(3, "bias", 1, &bias));
+    const int64_t outputs = context.attributes[1].whole, activation = context.attributes[5].whole;
+    if (bias.shape[0] != outputs) {
+        return context.invalid("input 'bias' expected [%lld], got [%lld]", text(outputs),
+            text(bias.shape[0]));
+    }
+    if (activation < 0 || activation > static_cast<int64_t>(Activation::kRelu)) {
+        return context.invalid("activation expected 0 to 3, got %lld", text(activation));
+    }
+    return compute_with(
+        context, static_cast<const float*>(bias.data), static_cast<Activation>(activation));
 }
 
 }  // namespace
@@ -104,5 +132,12 @@ const Operator kQuantizedLinear = {
     compute, 5,
     {{"K", Attribute::kInt}, {"N", Attribute::kInt}, {"bits", Attribute::kInt},
         {"block_size", Attribute::kInt}, {"accuracy_level", Attribute::kInt}}};
+
+const Operator kQuantizedDense = {
+    "QuantizedDense", 4, 1, 1,
+    {{ort::kFloat32, ort::kUInt8, ort::kFloat16, ort::kFloat32, ort::kFloat32}}, compute_dense, 6,
+    {{"K", Attribute::kInt}, {"N", Attribute::kInt}, {"bits", Attribute::kInt},
+        {"block_size", Attribute::kInt}, {"accuracy_level", Attribute::kInt},
+        {"activation", Attribute::kInt}}};
 
 }  // namespace visionllm::cpu

@@ -167,6 +167,9 @@ QuantizedLinearTasks vnni_rounded_tasks(const QuantizedLinear& call) {
     return {kTileOutputs, matrix_task_bytes(call)};
 }
 
+// The tiles' last stretch has the sums in registers.
+bool vnni_finishes(const QuantizedLinear& call) { return call.rows > kFewRows; }
+
 void vnni_rounded_task(const QuantizedLinear& call, int64_t from, int64_t to, void* room) {
     if (call.rows <= kFewRows) {
         vector_task(call, from, to);

@@ -113,9 +113,17 @@ struct Target {
     float* sums;
     float* y;
     int64_t y_stride;
+    const float* bias;  // of the first output, or null
     __mmask16 low, high;  // outputs that there are
     bool first, last;
 };
+
+// Bias and activation of one vector of sums.
+VISIONLLM_INLINE __m512 finish(__m512 sums, __m512 bias, Activation activation) {
+    typedef Lanes<16>::F F;
+    return reinterpret_cast<__m512>(
+        activate<16>(reinterpret_cast<F>(_mm512_add_ps(sums, bias)), activation));
+}
 
 // One group of rows times the panel.
 template <int Rows, int Steps>
@@ -158,6 +166,14 @@ VISIONLLM_INLINE void matrix_rows(const QuantizedLinear& call, const MatrixRoom&
                 _mm512_cvtepi32_ps(whole[r][0]), _mm512_mul_ps(left, scale), sums[r][0]);
             sums[r][1] = _mm512_fmadd_ps(
                 _mm512_cvtepi32_ps(whole[r][1]), _mm512_mul_ps(right, scale), sums[r][1]);
+        }
+    }
+    if (target.last && target.bias != nullptr) {
+        const __m512 left = _mm512_maskz_loadu_ps(target.low, target.bias);
+        const __m512 right = _mm512_maskz_loadu_ps(target.high, target.bias + 16);
+        for (int r = 0; r < Rows; ++r) {
+            sums[r][0] = finish(sums[r][0], left, call.activation);
+            sums[r][1] = finish(sums[r][1], right, call.activation);
         }
     }
     for (int r = 0; r < Rows; ++r) {
@@ -203,6 +219,7 @@ void matrix_task(const QuantizedLinear& call, int64_t from, int64_t to, void* ro
         const int64_t outputs = to - output < kPanel ? to - output : kPanel;
         const uint32_t there = static_cast<uint32_t>((uint64_t{1} << outputs) - 1);
         target.y = call.y + output;
+        target.bias = call.bias != nullptr ? call.bias + output : nullptr;
         target.low = static_cast<__mmask16>(there);
         target.high = static_cast<__mmask16>(there >> 16);
         for (int64_t first = 0; first < call.inputs; first += kStretch) {

@@ -33,7 +33,7 @@ from visionllm_edge.runtime.protobuf import BYTES, fields, varint
 __all__ = ["StoredTensor", "load_resident", "resident_tensors"]
 
 # Domain and name of the operators, and which of their inputs are weights.
-_OPERATORS = {("visionllm", "QuantizedLinear"): (1, 2)}
+_OPERATORS = {("visionllm", "QuantizedLinear"): (1, 2), ("visionllm", "QuantizedDense"): (1, 2)}
 
 # Field numbers of ONNX's published schema.
 _MODEL_GRAPH = 7

@@ -1,18 +1,22 @@
-"""A VisionLLM whose language model is quantised: what is built, compared and reported."""
+"""A VisionLLM with quantised stages: what is built, compared and reported."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from tests.export.small_checkpoint import small_config, write_small_checkpoint
 from visionllm_edge.export import end_to_end as end_to_end_module
 from visionllm_edge.export.cache import StageCache
 from visionllm_edge.export.compile import CompileReport, compile_checkpoint
 from visionllm_edge.export.config import config_from_dict
+from visionllm_edge.export.passes import quantize_dense as quantize_dense_module
+from visionllm_edge.export.quantize.matrix import BlockQuantized, quantize_blocks
 from visionllm_edge.export.quantize.policy import LlmPrecision
 from visionllm_edge.export.stages import stages_of
 from visionllm_edge.export.verify import verify_bundle
@@ -26,6 +30,7 @@ SMALL = config_from_dict(small_config(300), name="small")
 NAMES = tuple(stage.name for stage in stages_of(SMALL))
 OTHERS = tuple(name for name in NAMES if name != "llm_decoder")
 INT4 = LlmPrecision.from_options("int4")
+INT8_STAGES = {"vision_encoder": "int8", "det_masks": "int8"}
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +59,20 @@ def int4(
 ) -> CompileReport:
     output = tmp_path_factory.mktemp("out") / "int4"
     return compile_checkpoint(checkpoint, output, cache=cache, llm=INT4)
+
+
+@pytest.fixture(scope="module")
+def int8(
+    int4: CompileReport,
+    checkpoint: Path,
+    cache: StageCache,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> CompileReport:
+    """Two vision stages in int8, beside the language model in int4."""
+    output = tmp_path_factory.mktemp("out") / "int8"
+    return compile_checkpoint(
+        checkpoint, output, cache=cache, llm=INT4, stage_precision=INT8_STAGES
+    )
 
 
 def test_only_the_decoder_depends_on_the_precision(int4: CompileReport) -> None:
@@ -106,3 +125,71 @@ def test_a_calibration_text_that_nothing_reads_is_refused(checkpoint: Path, tmp_
     awq = LlmPrecision.from_options("int4-awq")
     with pytest.raises(ConfigError, match="a text of at least 256 tokens"):
         compile_checkpoint(checkpoint, tmp_path / "bundle", llm=awq, calibration_text=text)
+
+
+def test_vision_stages_in_int8(int8: CompileReport, int4: CompileReport) -> None:
+    assert set(int8.built) == set(INT8_STAGES)
+    stages = Bundle.open(int8.bundle).manifest.stages
+    precisions = {name: spec.parity["precision"] for name, spec in stages.items()}
+    assert precisions == dict.fromkeys(NAMES, "fp32") | INT8_STAGES
+    parity = stages["vision_encoder"].parity
+    assert parity["rule"] == "error <= 4 x control + 0.001 x scale"
+    worst, exact = (
+        Bundle.open(report.bundle).manifest.stages["vision_encoder"].parity["worst"]
+        for report in (int8, int4)
+    )
+    assert isinstance(worst, dict) and isinstance(exact, dict)
+    assert worst["error"] > 100 * exact["error"]  # it does round
+    assert [entry["op"] for entry in _forms(stages["vision_encoder"].lowering)] == [
+        "QuantizedDense"
+    ] * len(_forms(stages["vision_encoder"].lowering))
+
+
+def _forms(lowering: Mapping[str, object]) -> list[dict[str, str]]:
+    (forms,) = lowering.values()
+    assert isinstance(forms, list) and forms
+    return forms
+
+
+def test_stages_in_int8_verify_both_ways(int8: CompileReport, checkpoint: Path) -> None:
+    assert [stage.stage for stage in verify_bundle(int8.bundle).stages] == list(NAMES)
+    verdict = verify_bundle(int8.bundle, checkpoint=checkpoint)
+    assert verdict.end_to_end is not None and "control" in verdict.end_to_end
+
+
+def test_a_stage_whose_weights_are_rounded_wrong_is_not_published(
+    int4: CompileReport,
+    checkpoint: Path,
+    cache: StageCache,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def of_the_next_output(weight: NDArray[np.float32], bits: int, block: int) -> BlockQuantized:
+        return quantize_blocks(np.roll(weight, 1, axis=0), bits, block)
+
+    monkeypatch.setattr(quantize_dense_module, "quantize_blocks", of_the_next_output)
+    with pytest.raises(ParityError, match="stage 'det_backbone"):
+        compile_checkpoint(
+            checkpoint,
+            tmp_path / "bundle",
+            cache=cache,
+            llm=INT4,
+            stage_precision={"det_backbone": "int8"},
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"llm_decoder": "int8"}, "expected its precision by --llm-precision"),
+        ({"det_masks": "fp8"}, "precision 'fp8' expected one of fp32, int8"),
+        ({"masks": "int8"}, "no stage 'masks'; the bundle has vision_encoder, "),
+        ({"region_encoder": "int8"}, "'region_encoder': precision expected one of fp32, got int8"),
+    ],
+)
+def test_precisions_that_cannot_be(
+    asked: dict[str, str], message: str, checkpoint: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        compile_checkpoint(checkpoint, tmp_path / "bundle", stage_precision=asked)

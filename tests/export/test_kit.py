@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from tests.runtime.engines.small_kit import needs_rtx
 from visionllm_edge.export import kit_kernels
-from visionllm_edge.export.kit import KitOptions, make_kit, precisions_for
+from visionllm_edge.export.kit import KitOptions, make_kit
 from visionllm_edge.export.kit_kernels import compiled_for
 from visionllm_edge.runtime.bundle import Bundle
 from visionllm_edge.runtime.cli import main
@@ -148,13 +148,6 @@ def test_a_context_bounds_the_new_bundle(tiny_bundle: Path, tmp_path: Path) -> N
     assert shapes["past_key_values.0.key"].max[2] == 64 == shapes["inputs_embeds"].max[1]
     assert all(plan.plugin_ops == () for plan in kit.plan.stages)
     assert not any(path.startswith("plugins/") for path in kit.plan.files)
-
-
-def test_precisions_of_the_command_line() -> None:
-    assert precisions_for(("fp16", "det_masks=fp32")) == ("fp16", {"det_masks": "fp32"})
-    for twice in (("fp16", "fp32"), ("a=fp16", "a=fp16")):
-        with pytest.raises(ConfigError, match="given twice"):
-            precisions_for(twice)
 
 
 @needs_rtx
