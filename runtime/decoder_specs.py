@@ -6,10 +6,14 @@ Sizes are in pixels, buckets (height, width).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from visionllm_edge.runtime.typed_json import Count
 
-__all__ = ["SCHEDULERS", "DetectorSpec", "DiffusionSpec", "PoseSpec", "SchedulerSpec"]
+__all__ = ["SCHEDULERS", "DetectorSpec", "DiffusionSpec", "Making", "PoseSpec", "SchedulerSpec"]
+
+Making = Literal["generate", "edit"]
+"""The two ways to make a picture, each with stages of its own."""
 
 SCHEDULERS = ("pndm", "euler_ancestral", "ddim", "dpmsolver++")
 """Samplers that the runtime has."""

@@ -3,9 +3,13 @@
 A model that does not fit would otherwise be found out by the system, minutes later and by killing
 the process or by swapping. The plan counts
 
-1. the weights of every stage, a stage with size buckets once for each bucket that is kept;
+1. the weights of every stage that a question about a picture may need, a stage with size buckets
+   once for each bucket that is kept;
 2. the key/value cache for the whole context;
-3. the decoder's working memory for the longest run, estimated from its width.
+3. the decoder's working memory for the longest run, estimated from its width;
+4. apart from these, what a first ``generate`` and a first ``edit`` add: the chain of a picture is
+   the largest part of a bundle after the decoder, and many a model is never asked for one. It is
+   held against what is free at that time, before anything of it is loaded.
 
 The embedding table is mapped and costs the rows that are used; working memory of the vision stages
 is not counted. Where a system does not say what is free, nothing is refused.
@@ -14,15 +18,17 @@ is not counted. Where a system does not say what is free, nothing is refused.
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from visionllm_edge.runtime.bundle import Bundle
+from visionllm_edge.runtime.decoder_specs import Making
 from visionllm_edge.runtime.errors import MemoryLimitError
 from visionllm_edge.runtime.llm.session import PROMPT_ROWS
 from visionllm_edge.runtime.manifest import LlmSpec, Manifest
 
-__all__ = ["MemoryPlan", "available_bytes", "check_memory", "plan_memory"]
+__all__ = ["MemoryPlan", "available_bytes", "check_addition", "check_memory", "plan_memory"]
 
 _log = logging.getLogger(__name__)
 _ELEMENT_BYTES = {"float32": 4, "float16": 2}
@@ -34,6 +40,7 @@ _BITS = {"fp32": 32.0, "int8": 8.5, "int4": 4.5, "int4-awq": 4.5}
 _ROWS_ALIVE, _FIXED_BYTES = 25, 40_000_000
 _SMALLEST_CONTEXT = 128
 _CONTEXT_STEP = 64
+_MAKING_PREFIXES: dict[str, Making] = {"gen": "generate", "edit": "edit"}
 
 
 @dataclass(frozen=True)
@@ -42,10 +49,11 @@ class MemoryPlan:
 
     Attributes:
         decoder: weights of the language model.
-        other: weights of the other stages.
+        other: weights of the other stages, without those of ``added``.
         bucketed: what one more size bucket adds; part of ``other``.
         cache: of one conversation.
         workspace: of the decoder.
+        added: weights that the first ``generate`` and the first ``edit`` load.
     """
 
     decoder: int
@@ -53,18 +61,25 @@ class MemoryPlan:
     bucketed: int
     cache: int
     workspace: int
+    added: Mapping[Making, int]
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """All that is there without a picture being made."""
         return self.decoder + self.other + self.cache + self.workspace
+
+    @property
+    def total_with_pictures(self) -> int:
+        """All, once each way to make a picture was asked."""
+        return self.total + sum(self.added.values())
 
     def __str__(self) -> str:
         """One line with its parts."""
-        return (
+        parts = (
             f"{_mb(self.total)} (weights {_mb(self.decoder + self.other)}, cache "
             f"{_mb(self.cache)}, workspace {_mb(self.workspace)})"
         )
+        return "; ".join((parts, *(f"a first {k} adds {_mb(v)}" for k, v in self.added.items())))
 
 
 def plan_memory(bundle: Bundle, *, context: int, buckets: int) -> MemoryPlan:
@@ -78,11 +93,14 @@ def plan_memory(bundle: Bundle, *, context: int, buckets: int) -> MemoryPlan:
     manifest = bundle.manifest
     llm = manifest.model.llm
     decoder = other = bucketed = 0
+    added: dict[Making, int] = {}
     for name, stage in manifest.stages.items():
         size = _weight_bytes(manifest, name)
         count = sum(variant.bucket is not None for variant in stage.variants)
         if name == "llm_decoder":
             decoder = size
+        elif (making := _making(name)) is not None:
+            added[making] = added.get(making, 0) + size
         elif count:
             other += size * min(count, buckets)
             bucketed += size * (min(count, buckets) > 1)
@@ -95,13 +113,14 @@ def plan_memory(bundle: Bundle, *, context: int, buckets: int) -> MemoryPlan:
         bucketed=bucketed,
         cache=row * context,
         workspace=_workspace(llm, context),
+        added=added,
     )
 
 
 def check_memory(
     bundle: Bundle, *, context: int, buckets: int, available: int | None
 ) -> MemoryPlan:
-    """Plan, and refuse a bundle that does not fit.
+    """Plan, and refuse a bundle that does not fit without a picture being made.
 
     Args:
         bundle: an opened bundle.
@@ -120,6 +139,42 @@ def check_memory(
     raise MemoryLimitError(
         f"bundle '{bundle.root.name}': needs {plan}, expected at most {_mb(available)}, which is "
         f"what this machine has free. Ways out: {'; '.join(ways[:3])}."
+    )
+
+
+def check_addition(
+    bundle: Bundle,
+    making: Making,
+    *,
+    loaded: Collection[str],
+    context: int,
+    buckets: int,
+    available: int | None,
+) -> None:
+    """Refuse to load the chain of a picture that does not fit beside what is loaded.
+
+    Args:
+        bundle: an opened bundle.
+        making: which chain.
+        loaded: names of stages that are in memory.
+        context: positions of the cache.
+        buckets: size buckets of the detector that are kept at a time.
+        available: free bytes; None if unknown.
+
+    Raises:
+        MemoryLimitError: with the numbers and the cheapest ways out.
+    """
+    manifest = bundle.manifest
+    names = [name for name in manifest.stages if _making(name) == making and name not in loaded]
+    added = sum(_weight_bytes(manifest, name) for name in names)
+    if available is None or added <= available:
+        return
+    plan = plan_memory(bundle, context=context, buckets=buckets)
+    ways = _ways_out(manifest.model.llm, plan, context, added - available)
+    raise MemoryLimitError(
+        f"bundle '{bundle.root.name}': {making} loads {', '.join(names)}, {_mb(added)} of weights, "
+        f"expected at most {_mb(available)}, which is what this machine has free beside the model. "
+        f"Ways out: {'; '.join(ways[:3])}."
     )
 
 
@@ -181,6 +236,11 @@ def _reclaimable(group: Path) -> int:
         return int(pairs.get("total_inactive_file", pairs.get("inactive_file", 0)))
     except (OSError, ValueError):
         return 0
+
+
+def _making(stage: str) -> Making | None:
+    """Which chain of a picture a stage belongs to."""
+    return _MAKING_PREFIXES.get(stage.split("_")[0])
 
 
 def _weight_bytes(manifest: Manifest, stage: str) -> int:

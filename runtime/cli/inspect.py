@@ -11,6 +11,8 @@ import click
 
 from visionllm_edge.runtime.bundle import Bundle
 from visionllm_edge.runtime.manifest import StageSpec
+from visionllm_edge.runtime.memory import plan_memory
+from visionllm_edge.runtime.pipelines.loading import LoadOptions
 
 __all__ = ["inspect"]
 
@@ -56,6 +58,9 @@ def _summary(bundle: Bundle) -> list[str]:
             f"image {detector.shortest_edge}..{detector.longest_edge} px, "
             f"buckets {', '.join(_bucket(b) for b in detector.buckets)}"
         )
+    if target.backend == "onnxruntime":
+        plan = plan_memory(bundle, context=llm.max_positions, buckets=LoadOptions().buckets)
+        lines.append(f"memory      {plan}")
     links = [f"{' '.join(link.tokens)} +{link.rows}" for link in manifest.model.superlink.values()]
     lines.append(f"super-link  {', '.join(links) or 'none'}")
     for name, stage in manifest.stages.items():

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
 
 import numpy as np
 
 from visionllm_edge.runtime.bundle import Bundle
+from visionllm_edge.runtime.decoder_specs import Making
 from visionllm_edge.runtime.diffusion.image_maker import ImageMaker, Prefix
 from visionllm_edge.runtime.errors import BundleError
 from visionllm_edge.runtime.pipelines.stages import Stages
@@ -15,7 +16,10 @@ __all__ = ["image_maker"]
 
 
 def image_maker(
-    bundle: Bundle, stages: Stages, which: Literal["generate", "edit"]
+    bundle: Bundle,
+    stages: Stages,
+    which: Making,
+    admit: Callable[[], None] | None = None,
 ) -> ImageMaker | None:
     """What makes pictures (``generate``) or changes them (``edit``); None without its stages.
 
@@ -23,6 +27,7 @@ def image_maker(
         bundle: an opened bundle.
         stages: its stages, or others of the same names.
         which: of the two.
+        admit: as for :class:`ImageMaker`.
 
     Raises:
         BundleError: the empty prompt's table has another shape than the manifest says.
@@ -39,4 +44,4 @@ def image_maker(
             f"{list(expected)}, got {list(empty.shape)}. Compile the checkpoint again."
         )
     prefix: Prefix = "gen" if which == "generate" else "edit"
-    return ImageMaker(stages, prefix, spec, empty.astype(np.float32))
+    return ImageMaker(stages, prefix, spec, empty.astype(np.float32), admit=admit)

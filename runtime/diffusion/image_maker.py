@@ -8,7 +8,7 @@ picture is a generator, so that whoever asks sees every step and may stop after 
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -93,6 +93,7 @@ class ImageMaker:
         empty_prompt: embedding of the empty prompt, float32 ``[Q, d]``.
         together: as for :class:`GuidedUNet`. Not by default: a picture of 512 x 512 must fit small
             devices, and a batch takes as many times the memory for activations.
+        admit: called with every plan; raises where the chain does not fit into memory.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class ImageMaker:
         empty_prompt: NDArray[np.float32],
         *,
         together: bool = False,
+        admit: Callable[[], None] | None = None,
     ) -> None:
         """Load nothing yet."""
         self.spec = spec
@@ -110,6 +112,7 @@ class ImageMaker:
         self._prefix = prefix
         self._empty = np.ascontiguousarray(empty_prompt, np.float32)[None]
         self._together = together
+        self._admit = admit
 
     @property
     def edits(self) -> bool:
@@ -125,6 +128,7 @@ class ImageMaker:
 
         Raises:
             InputError: an option that cannot be used, or no source picture where one is needed.
+            MemoryLimitError: the chain does not fit into what is free.
         """
         spec = self.spec
         if self.edits and source_size is None:
@@ -142,7 +146,7 @@ class ImageMaker:
             raise InputError(
                 f"steps: expected a whole number of at least 1, got {steps!r}. Change the option."
             )
-        return ImagePlan(
+        plan = ImagePlan(
             size=_checked_size(default if options.size is None else options.size, spec.multiple),
             steps=steps,
             guidance=_scale("guidance", options.guidance, spec.guidance),
@@ -153,6 +157,9 @@ class ImageMaker:
             sampler=spec.scheduler.kind if options.scheduler is None else options.scheduler,
             scheduler=make_scheduler(spec.scheduler, steps, kind=options.scheduler),
         )
+        if self._admit is not None:
+            self._admit()
+        return plan
 
     def make(
         self,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from visionllm_edge.runtime.decoder_specs import Making
 from visionllm_edge.runtime.diffusion.image_maker import ImageMaker, ImagePlan
 from visionllm_edge.runtime.events import (
     DoneEvent,
@@ -28,9 +28,8 @@ from visionllm_edge.runtime.task_prompts import (
     generation_question,
 )
 
-__all__ = ["Making", "make_picture", "make_scripted", "scripted_turn"]
+__all__ = ["make_picture", "make_scripted", "scripted_turn"]
 
-Making = Literal["generate", "edit"]
 _ROUTING = {"generate": "[GEN]", "edit": "[EDIT]"}
 
 

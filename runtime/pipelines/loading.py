@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from visionllm_edge.runtime.backends import StageOptions, StageRunner, load_backend
 from visionllm_edge.runtime.bundle import Bundle
+from visionllm_edge.runtime.decoder_specs import Making
 from visionllm_edge.runtime.diffusion.from_bundle import image_maker
 from visionllm_edge.runtime.errors import BundleError, InputError
 from visionllm_edge.runtime.llm.embeddings import EmbeddingTable, SuperLink
 from visionllm_edge.runtime.llm.session import DecoderSession
 from visionllm_edge.runtime.manifest import LLAMA, VISIONLLM_V2
-from visionllm_edge.runtime.memory import available_bytes, check_memory
+from visionllm_edge.runtime.memory import available_bytes, check_addition, check_memory
 from visionllm_edge.runtime.pipelines.detector import Detector, DetectorSettings
 from visionllm_edge.runtime.pipelines.pose import pose_from_bundle
 from visionllm_edge.runtime.pipelines.stages import Stages
@@ -26,6 +28,7 @@ __all__ = ["BundleStages", "LoadOptions", "Observe", "load_pipeline", "load_text
 _DETECTOR_STAGES = ("det_backbone", "det_encoder", "det_decoder", "det_masks")
 _HOST_BACKEND = "onnxruntime"
 Observe = Callable[[Stages], Stages]
+_Admit = Callable[[Making], None]
 # Two conversations that take turns, or questions about two pictures, each keep their cache.
 _CACHES = 2
 
@@ -73,6 +76,11 @@ class BundleStages:
         self._options = replace(options, bundle=bundle)
         self._plain: dict[str, StageRunner] = {}
         self._bucketed: OrderedDict[tuple[int, int], dict[str, StageRunner]] = OrderedDict()
+
+    @property
+    def loaded(self) -> frozenset[str]:
+        """Names of the stages without size buckets that are in memory."""
+        return frozenset(self._plain)
 
     def get(self, name: str, bucket: tuple[int, int] | None = None) -> StageRunner:
         """A stage, for a size bucket where it has several graphs.
@@ -131,7 +139,7 @@ def load_pipeline(
             "in the manifest's tokenizer section. Compile the checkpoint again."
         )
     vision, clip = manifest.vision(), manifest.preprocessing().clip
-    stages, session = _session(bundle, options or LoadOptions(), stages, observe)
+    stages, session, admit = _session(bundle, options or LoadOptions(), stages, observe)
     return VisionLLMv2(
         stages=stages,
         tokenizer=tokenizer,
@@ -147,8 +155,8 @@ def load_pipeline(
         detector=_detector(bundle, stages),
         template=manifest.prompt.template,
         pose=pose_from_bundle(bundle, stages),
-        generator=image_maker(bundle, stages, "generate"),
-        editor=image_maker(bundle, stages, "edit"),
+        generator=image_maker(bundle, stages, "generate", partial(admit, "generate")),
+        editor=image_maker(bundle, stages, "edit", partial(admit, "edit")),
         regions=manifest.model.regions,
     )
 
@@ -162,7 +170,7 @@ def load_text_pipeline(
 ) -> TextPipeline:
     """Put the parts of a language model together. Arguments and errors as :func:`load_pipeline`."""
     _require_family(bundle, LLAMA, "Ask it by VisionLLM, or `run` with a picture.")
-    _, session = _session(bundle, options or LoadOptions(), stages, observe)
+    _, session, _ = _session(bundle, options or LoadOptions(), stages, observe)
     return TextPipeline(
         tokenizer=_tokenizer(bundle),
         session=session,
@@ -192,8 +200,11 @@ def _tokenizer(bundle: Bundle) -> Tokenizer:
 
 def _session(
     bundle: Bundle, options: LoadOptions, stages: Stages | None, observe: Observe | None
-) -> tuple[Stages, DecoderSession]:
-    """The stages, and the decoder with as many caches as there is memory for."""
+) -> tuple[Stages, DecoderSession, _Admit]:
+    """The stages, the decoder with as many caches as there is memory for, and a last check.
+
+    The check is for the chain of a picture, before it is loaded.
+    """
     most = bundle.manifest.model.llm.max_positions
     context = options.context or most
     if context > most:
@@ -201,20 +212,36 @@ def _session(
             f"context: expected at most {most} positions, which the model was made for, "
             f"got {context}. Change the option."
         )
-    caches = 1
+    caches, admit = 1, _admit_all
     if stages is None:
+        own = BundleStages(bundle, StageOptions(threads=options.threads), buckets=options.buckets)
         if bundle.manifest.target.backend == _HOST_BACKEND:
             free = available_bytes()
             plan = check_memory(bundle, context=context, buckets=options.buckets, available=free)
-            if free is not None and plan.total + plan.cache * (_CACHES - 1) <= free:
+            # A second cache is a comfort, so it leaves room for the pictures that may be asked for.
+            if free is not None and plan.total_with_pictures + plan.cache * (_CACHES - 1) <= free:
                 caches = _CACHES
-        stage_options = StageOptions(threads=options.threads)
-        stages = BundleStages(bundle, stage_options, buckets=options.buckets)
+
+            def admit(making: Making) -> None:
+                check_addition(
+                    bundle,
+                    making,
+                    loaded=own.loaded,
+                    context=context,
+                    buckets=options.buckets,
+                    available=available_bytes(),
+                )
+
+        stages = own
     if observe is not None:
         stages = observe(stages)
     table = EmbeddingTable.from_bundle(bundle)
     decoder = stages.get("llm_decoder")
-    return stages, DecoderSession(decoder, table, capacity=context, caches=caches)
+    return stages, DecoderSession(decoder, table, capacity=context, caches=caches), admit
+
+
+def _admit_all(making: Making) -> None:
+    """Memory of another device, or of stages that are not the bundle's, is not planned."""
 
 
 def _detector(bundle: Bundle, stages: Stages) -> Detector | None:

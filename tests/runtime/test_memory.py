@@ -8,16 +8,31 @@ from typing import Any
 
 import pytest
 
+from visionllm_edge.runtime.decoder_specs import Making
 from visionllm_edge.runtime.errors import MemoryLimitError
 from visionllm_edge.runtime.manifest import LlmSpec
-from visionllm_edge.runtime.memory import available_bytes, check_memory, plan_memory
+from visionllm_edge.runtime.memory import (
+    available_bytes,
+    check_addition,
+    check_memory,
+    plan_memory,
+)
 
 MB = 10**6
 TOTAL = 1_382_800_000
 
 
-def bundle(*, precision: str = "fp32", cache: str = "float32", detector: bool = True) -> Any:
-    """Weights: decoder 1000 MB, encoder 50 MB, detector 100 MB for each of three sizes."""
+def bundle(
+    *,
+    precision: str = "fp32",
+    cache: str = "float32",
+    detector: bool = True,
+    pictures: bool = False,
+) -> Any:
+    """Weights: decoder 1000 MB, encoder 50 MB, detector 100 MB for each of three sizes.
+
+    With pictures, the chain of generation has 310 MB and the one of editing 400 MB.
+    """
     plain = SimpleNamespace(variants=[SimpleNamespace(bucket=None, model="stages/x.onnx")])
     sizes = [SimpleNamespace(bucket=(64, w), model=f"stages/d{w}.onnx") for w in (1, 2, 3)]
     stages = {"llm_decoder": plain, "vision_encoder": plain}
@@ -25,6 +40,9 @@ def bundle(*, precision: str = "fp32", cache: str = "float32", detector: bool = 
     if detector:
         stages["det_encoder"] = SimpleNamespace(variants=sizes)
         files["det_encoder"] = 100 * MB
+    chains = {"gen_unet": 300, "gen_vae_decoder": 10, "edit_unet": 320, "edit_adapter": 80}
+    for name, size in chains.items() if pictures else ():
+        stages[name], files[name] = plain, size * MB
     llm = LlmSpec(
         hidden_size=500, num_layers=10, num_kv_heads=5, head_dim=100, vocab_size=10,
         max_positions=4000, precision=precision, block_size=0 if precision == "fp32" else 32,
@@ -61,6 +79,47 @@ def test_a_stage_without_a_weights_file_counts_with_its_graph() -> None:
     files = given.manifest.files
     files["stages/x.onnx"] = files.pop("stages/vision_encoder.weights")
     assert plan_memory(given, context=1, buckets=2).other == 50 * MB
+
+
+def test_the_chains_of_pictures_are_told_apart_from_what_is_there_from_the_start() -> None:
+    plan = plan_memory(bundle(pictures=True), context=2000, buckets=2)
+    assert plan.added == {"generate": 310 * MB, "edit": 400 * MB}
+    assert (plan.total, plan.total_with_pictures) == (TOTAL, TOTAL + 710 * MB)
+    assert str(plan).endswith("; a first generate adds 310 MB; a first edit adds 400 MB")
+    assert plan_memory(bundle(), context=2000, buckets=2).total_with_pictures == TOTAL
+
+
+def test_loading_is_refused_by_what_is_there_from_the_start() -> None:
+    assert check(bundle(pictures=True), TOTAL).total == TOTAL
+    with pytest.raises(MemoryLimitError, match="a first generate adds 310 MB"):
+        check(bundle(pictures=True), TOTAL - 1)
+
+
+def test_a_picture_is_refused_by_what_it_adds() -> None:
+    def add(available: int | None, *loaded: str, making: Making = "edit") -> None:
+        check_addition(
+            bundle(pictures=True),
+            making,
+            loaded=loaded,
+            context=2000,
+            buckets=2,
+            available=available,
+        )
+
+    add(None)
+    add(400 * MB)
+    add(310 * MB, making="generate")
+    with pytest.raises(MemoryLimitError) as caught:
+        add(390 * MB)
+    message = str(caught.value)
+    assert "edit loads edit_unet, edit_adapter, 400 MB of weights" in message
+    assert "at most 390 MB" in message
+    assert "--context 1728) saves 11 MB, which is enough" in message
+    # What was loaded before is not loaded again.
+    add(80 * MB, "edit_unet")
+    with pytest.raises(MemoryLimitError, match="edit loads edit_adapter, 80 MB"):
+        add(79 * MB, "edit_unet", "gen_unet")
+    add(0, "edit_unet", "edit_adapter")
 
 
 def test_what_fits_or_cannot_be_known_is_not_refused() -> None:

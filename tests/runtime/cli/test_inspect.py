@@ -41,6 +41,7 @@ def test_summary(bundle: Path) -> None:
         "target      cpu: onnxruntime, fp32",
         "size        11.0 KiB in 8 files",
         "super-link  [DET] [SEG] [GRD] +4, [GEN] +64",
+        "memory      40 MB (weights 0 MB, cache 0 MB, workspace 40 MB)",
         "stage det_backbone",
         "  in        pixels [1, 3, H, W] float32",
         "  in        past_key_values.0.key [1, 2, C, 4] float32  and 1 alike",

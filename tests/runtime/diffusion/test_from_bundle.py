@@ -11,7 +11,8 @@ import pytest
 
 from tests.runtime.diffusion.toy_chain import TOKENS, WIDTH, FunctionStages, diffusion_spec
 from visionllm_edge.runtime.diffusion.from_bundle import image_maker
-from visionllm_edge.runtime.errors import BundleError
+from visionllm_edge.runtime.diffusion.image_maker import ImageOptions
+from visionllm_edge.runtime.errors import BundleError, InputError, MemoryLimitError
 
 
 def bundle(tables: dict[str, Any], **specs: Any) -> Any:
@@ -33,6 +34,24 @@ def test_makers() -> None:
     both = bundle({SPEC.empty_prompt: table}, generation=SPEC, editing=SPEC)
     editor = image_maker(both, FunctionStages({}), "edit")
     assert editor is not None and editor.edits
+
+
+def test_a_plan_is_admitted_after_its_options_were_checked() -> None:
+    asked: list[str] = []
+
+    def admit() -> None:
+        asked.append("room?")
+        raise MemoryLimitError("no room")
+
+    opened = bundle({SPEC.empty_prompt: np.ones((TOKENS, WIDTH), np.float16)}, generation=SPEC)
+    maker = image_maker(opened, FunctionStages({}), "generate", admit)
+    assert maker is not None
+    with pytest.raises(InputError, match="steps"):
+        maker.plan(ImageOptions(steps=0))
+    assert asked == []
+    with pytest.raises(MemoryLimitError, match="no room"):
+        maker.plan(ImageOptions())
+    assert asked == ["room?"]
 
 
 def test_refuses_a_table_of_another_shape() -> None:

@@ -80,6 +80,13 @@ def test_the_oldest_bucket_is_let_go(stages: Any) -> None:
     assert len(stages.log) == 4
 
 
+def test_stages_without_buckets_are_told_when_loaded(stages: Any) -> None:
+    stages.get("sized", BUCKETS[0])
+    assert stages.loaded == frozenset()
+    stages.get("plain")
+    assert stages.loaded == {"plain"}
+
+
 def test_an_unknown_stage_is_a_bundle_error(stages: Any) -> None:
     with pytest.raises(BundleError, match="nope"):
         stages.get("nope")
@@ -128,7 +135,9 @@ def small(toy: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     )
     monkeypatch.setattr(loading, "_tokenizer", lambda bundle: toy.tokenizer)
     monkeypatch.setattr(
-        loading, "BundleStages", lambda *_, **__: SimpleNamespace(get=lambda name: toy.decoder)
+        loading,
+        "BundleStages",
+        lambda *_, **__: SimpleNamespace(get=lambda name: toy.decoder, loaded=()),
     )
     return SimpleNamespace(
         root=Path("some") / "bundle", manifest=manifest, array=lambda name: toy.table
@@ -157,9 +166,34 @@ def test_memory_decides_about_a_second_cache_and_about_loading(
     monkeypatch.setattr(loading, "available_bytes", lambda: plan.total - 1)
     with pytest.raises(MemoryLimitError, match="--context"):
         load_text_pipeline(small)
+    # A second cache must not take the room of a picture's chain.
+    small.manifest.stages["gen_unet"] = small.manifest.stages["llm_decoder"]
+    small.manifest.files["stages/gen_unet.weights"] = SimpleNamespace(size=500)
+    for free, caches in ((plan.total + plan.cache, 1), (plan.total + plan.cache + 500, 2)):
+        monkeypatch.setattr(loading, "available_bytes", lambda free=free: free)
+        assert load_text_pipeline(small).session._most == caches
     # Memory of another device is not this machine's, and other stages are not the bundle's.
     decoder = loading.BundleStages(small, StageOptions()).get("llm_decoder")
     stages: Any = SimpleNamespace(get=lambda name: decoder)
     assert load_text_pipeline(small, stages=stages).session._most == 1
     small.manifest.target.backend = "tensorrt"
     assert load_text_pipeline(small).session._most == 1
+
+
+def test_a_picture_is_held_against_what_is_free_when_it_is_asked_for(
+    small: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small.manifest.stages["edit_unet"] = small.manifest.stages["llm_decoder"]
+    small.manifest.files["stages/edit_unet.weights"] = SimpleNamespace(size=500)
+    _, _, admit = loading._session(small, LoadOptions(), None, None)
+    monkeypatch.setattr(loading, "available_bytes", lambda: 499)
+    with pytest.raises(MemoryLimitError, match="edit loads edit_unet"):
+        admit("edit")
+    admit("generate")
+    monkeypatch.setattr(loading, "available_bytes", lambda: 500)
+    admit("edit")
+    # Another device's memory is not asked.
+    small.manifest.target.backend = "tensorrt"
+    monkeypatch.setattr(loading, "available_bytes", lambda: 0)
+    _, _, admit = loading._session(small, LoadOptions(), None, None)
+    admit("edit")
