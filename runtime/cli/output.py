@@ -29,6 +29,7 @@ from visionllm_edge.runtime.results import (
 
 __all__ = [
     "EventPrinter",
+    "ProgressLine",
     "check_save_path",
     "detection_line",
     "image_line",
@@ -86,6 +87,26 @@ def print_result(result: Result, *, as_json: bool) -> None:
         click.echo(image_line(picture))
 
 
+class ProgressLine:
+    """Counts steps in one line of stderr; ignores every other event."""
+
+    def __init__(self) -> None:
+        """Nothing is written yet."""
+        self._open = False
+
+    def __call__(self, event: Event) -> None:
+        """Write the count anew."""
+        if isinstance(event, ProgressEvent):
+            self._open = event.step < event.total
+            click.echo(f"\r{event.what} {event.step}/{event.total}", nl=not self._open, err=True)
+
+    def end_line(self) -> None:
+        """Break the line of a run that did not reach its last step."""
+        if self._open:
+            click.echo(err=True)
+            self._open = False
+
+
 class EventPrinter:
     """Prints a stream: words as they come, then one line for each object.
 
@@ -97,6 +118,7 @@ class EventPrinter:
         """Start at the beginning of a line."""
         self._as_json = as_json
         self._in_line = False
+        self._progress = ProgressLine()
 
     def __call__(self, event: Event) -> None:
         """Print one event."""
@@ -115,13 +137,13 @@ class EventPrinter:
             self.end_line()
             click.echo(image_line(event.image))
         elif isinstance(event, ProgressEvent):
-            done = event.step == event.total
-            click.echo(f"\r{event.what} {event.step}/{event.total}", nl=done, err=True)
+            self._progress(event)
         elif isinstance(event, DoneEvent):
             self.end_line()
 
     def end_line(self) -> None:
-        """Break the line that words were written to."""
+        """Break the lines that words and a count were written to."""
+        self._progress.end_line()
         if self._in_line:
             click.echo()
             self._in_line = False

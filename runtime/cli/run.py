@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from visionllm_edge.runtime.bundle import Bundle
 from visionllm_edge.runtime.cli.model_options import generation_options, load_options
 from visionllm_edge.runtime.cli.output import (
     EventPrinter,
+    ProgressLine,
     check_save_path,
     print_result,
     save_picture,
@@ -81,7 +83,11 @@ def run(
     **given: Any,
 ) -> None:
     """Ask a bundle about a picture, or its language model in words."""
-    listen: Stream = EventPrinter(as_json=as_json) if stream else _ignore
+    listen: EventPrinter | ProgressLine = ProgressLine()
+    if stream:
+        listen = EventPrinter(as_json=as_json)
+    # Only who looks on is told that it goes on; a log or a script gets the result.
+    watched: Stream = listen if stream or (sys.stderr.isatty() and not as_json) else _ignore
     if task == _TEXT:
         _refuse_others(context, task, _TEXT_TAKES)
         if given["prompt"] is None:
@@ -93,7 +99,7 @@ def run(
             raw=given["raw"],
             choices=language.split_choices(given["choices"]),
             config=config,
-            stream=listen,
+            stream=watched,
         )
         if not stream:
             print_result(answer, as_json=as_json)
@@ -116,7 +122,10 @@ def run(
     # A bad picture is cheaper to find than a bundle is to load.
     pixels = None if image is None else load_image(image)
     model = VisionLLM.from_bundle(Bundle.open(bundle, verify=verify), loading)
-    result = entry.call(model, Request(pixels, config, listen, given))
+    try:
+        result = entry.call(model, Request(pixels, config, watched, given))
+    finally:
+        listen.end_line()
     if not stream:
         print_result(result, as_json=as_json)
     if save is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from tests.runtime.diffusion.toy_chain import toy_maker
 from visionllm_edge.runtime.bundle import Bundle
 from visionllm_edge.runtime.cli import main
 from visionllm_edge.runtime.diffusion.image_maker import ImageOptions
-from visionllm_edge.runtime.errors import InputError, StoppedError
+from visionllm_edge.runtime.errors import BackendError, InputError, StoppedError
 from visionllm_edge.runtime.events import DoneEvent, Event, GroupEvent, ImageEvent, ProgressEvent
 from visionllm_edge.runtime.llm import SuperLink
 from visionllm_edge.runtime.model import VisionLLM
@@ -212,6 +213,50 @@ def test_command_edits(
     assert result.stdout.startswith("picture 16 x 16  seed ")
     with Image.open(out) as saved:
         assert saved.size == (16, 16)
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody looks at stderr."""
+    seen = SimpleNamespace(stderr=SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setattr("visionllm_edge.runtime.cli.run.sys", seen)
+
+
+def test_command_shows_steps_on_a_terminal(
+    ask: Callable[..., Result], tmp_path: Path, terminal: None
+) -> None:
+    out = tmp_path / "out.png"
+    plain = ["--task", "generate", "--prompt", "a cat", "--size", 16, "--save", out]
+    plain += ["--steps", 2, "--scheduler", "ddim"]
+    result = ask(*plain)
+    assert result.stderr == f"\rgenerate 1/2\rgenerate 2/2\nsaved {out}\n"
+    assert result.stdout.startswith("a cat\npicture 16 x 16")
+    assert ask(*plain, "--json").stderr == f"saved {out}\n"
+
+
+def test_command_is_quiet_in_a_script(ask: Callable[..., Result], tmp_path: Path) -> None:
+    out = tmp_path / "out.png"
+    result = ask("--task", "generate", "--prompt", "a cat", "--steps", 2, "--save", out)
+    assert result.stderr == f"saved {out}\n"
+
+
+def test_command_ends_the_line_of_steps_before_an_error(
+    ask: Callable[..., Result],
+    pictures: ToyPictures,
+    tmp_path: Path,
+    terminal: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    maker = pictures.model._pipeline.maker("generate")
+
+    def make(*_: Any) -> Any:
+        yield 1, 3
+        raise BackendError("no memory")
+
+    monkeypatch.setattr(maker, "make", make)
+    result = ask("--task", "generate", "--prompt", "a cat", "--save", tmp_path / "out.png")
+    assert result.exit_code == 1
+    assert result.stderr == "\rgenerate 1/3\nError: no memory\n"
 
 
 @pytest.mark.parametrize(
