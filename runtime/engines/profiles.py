@@ -16,7 +16,6 @@ k       kept queries                          1, all queries, all queries
 R       regions of one picture                1, 4, as many as are encoded at once
 No      object classes of a pose question      1, 1, the keypoint decoder's limit
 K       keypoint names of it                  1, 17 as for people, the limit
-R       regions of one picture                1, 1, 32
 b       pictures in the UNet's batch          1, the guidance's, 3
 h, w    latents, per side                     a quarter of the default picture, it, half as much
                                               again
@@ -57,7 +56,6 @@ QUESTION_ROWS = 128
 """Rows of a short question around the picture, for the size that prefill is tuned for."""
 
 _PEOPLES_KEYPOINTS = 17
-_REGIONS = 32
 _EDITING_BATCH = 3  # with words and picture, with the picture alone, with neither
 
 GUESSED_ROWS = 8
@@ -98,8 +96,6 @@ def axis_ranges(model: ModelSpec, *, capacity: int | None = None) -> dict[str, A
         names = model.pose.max_keypoints
         shared["No"] = (1, 1, model.pose.max_objects)
         shared["K"] = (1, min(_PEOPLES_KEYPOINTS, names), names)
-    if model.regions:
-        shared["R"] = (1, 1, _REGIONS)
     shared |= _picture_axes(model)
     return {
         "prefill": {**shared, "s": (1, prompt, rows), "r": (1, 1, rows), "l": (1, 1, step)},

@@ -119,7 +119,7 @@ def test_poses_and_regions_have_their_limits() -> None:
         num_instances=50,
     )
     axes = axis_ranges(dataclasses.replace(MODEL, pose=pose, regions=True))["prefill"]
-    assert (axes["No"], axes["K"], axes["R"]) == ((1, 1, 100), (1, 17, 68), (1, 1, 32))
+    assert (axes["No"], axes["K"], axes["R"]) == ((1, 1, 100), (1, 17, 68), (1, 4, 16))
     few = axis_ranges(dataclasses.replace(MODEL, pose=dataclasses.replace(pose, max_keypoints=5)))
     assert few["prefill"]["K"] == (1, 5, 5)
 
