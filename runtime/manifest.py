@@ -37,6 +37,7 @@ __all__ = [
     "DetectorSpec",
     "DiffusionSpec",
     "FileEntry",
+    "InputLimits",
     "LlmSpec",
     "Manifest",
     "ModelSpec",
@@ -99,17 +100,43 @@ class Variant:
 
 
 @dataclass(frozen=True)
+class InputLimits:
+    """Smallest and largest shape of an input that a stage was built for."""
+
+    min: tuple[Count, ...]
+    max: tuple[Count, ...]
+
+
+@dataclass(frozen=True)
 class StageSpec:
-    """One stage: ends, graphs, and what the compiler says about it."""
+    """One stage: ends, graphs, and what the compiler says about it.
+
+    Attributes:
+        inputs: ports.
+        outputs: ports.
+        variants: graphs or engines.
+        lowering: form of each semantic node, by file.
+        parity: rule, limits and worst error.
+        limits: of the inputs with open axes, where engines take less than the ports allow: no
+            profile of any variant goes beyond.
+    """
 
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     variants: tuple[Variant, ...]
     lowering: Mapping[str, object] = field(default_factory=dict)
     parity: Mapping[str, object] = field(default_factory=dict)
+    limits: Mapping[str, InputLimits] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse variants that leave open which graph to take."""
+        """Refuse variants that leave open which graph to take, and limits of no input."""
+        ranks = {port.name: len(port.shape) for port in self.inputs}
+        for name, limits in (self.limits or {}).items():
+            if not ranks.get(name) == len(limits.min) == len(limits.max):
+                raise ValueError(
+                    f"limits expected shapes of the inputs {ranks} (name: rank), got "
+                    f"{name!r}: {list(limits.min)} to {list(limits.max)}"
+                )
         buckets = [variant.bucket for variant in self.variants]
         plain = buckets == [None]
         if not plain and (not buckets or None in buckets or len(set(buckets)) < len(buckets)):

@@ -29,9 +29,11 @@ from visionllm_edge.runtime.diffusion.schedulers import make_scheduler
 from visionllm_edge.runtime.errors import InputError
 from visionllm_edge.runtime.pipelines.stages import Stages
 
-__all__ = ["MAX_SIDE", "ImageMaker", "ImageOptions", "ImagePlan", "Prefix", "Progress"]
+__all__ = ["MAX_SIDE", "ImageMaker", "ImageOptions", "ImagePlan", "Prefix", "Progress", "Size"]
 
 Prefix = Literal["gen", "edit"]
+Size = tuple[int, int]
+"""(height, width) in pixels."""
 Progress = tuple[int, int]
 """UNet calls done, and all of them."""
 
@@ -93,6 +95,8 @@ class ImageMaker:
         empty_prompt: embedding of the empty prompt, float32 ``[Q, d]``.
         together: as for :class:`GuidedUNet`. Not by default: a picture of 512 x 512 must fit small
             devices, and a batch takes as many times the memory for activations.
+        sizes: smallest and largest picture that the stages were built for; None where they take
+            any.
         admit: called with every plan; raises where the chain does not fit into memory.
     """
 
@@ -104,6 +108,7 @@ class ImageMaker:
         empty_prompt: NDArray[np.float32],
         *,
         together: bool = False,
+        sizes: tuple[Size, Size] | None = None,
         admit: Callable[[], None] | None = None,
     ) -> None:
         """Load nothing yet."""
@@ -112,6 +117,7 @@ class ImageMaker:
         self._prefix = prefix
         self._empty = np.ascontiguousarray(empty_prompt, np.float32)[None]
         self._together = together
+        self._sizes = _in_multiples(sizes, spec.multiple)
         self._admit = admit
 
     @property
@@ -140,14 +146,19 @@ class ImageMaker:
             )
         default = (spec.default_height, spec.default_width)
         if source_size is not None:
-            default = size_near(source_size, shorter=min(default), multiple=spec.multiple)
+            default = size_near(
+                source_size,
+                shorter=min(default),
+                multiple=spec.multiple,
+                largest=self._sizes[1],
+            )
         steps = spec.steps if options.steps is None else options.steps
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
             raise InputError(
                 f"steps: expected a whole number of at least 1, got {steps!r}. Change the option."
             )
         plan = ImagePlan(
-            size=_checked_size(default if options.size is None else options.size, spec.multiple),
+            size=self._checked_size(default if options.size is None else options.size),
             steps=steps,
             guidance=_scale("guidance", options.guidance, spec.guidance),
             image_guidance=_scale("image_guidance", options.image_guidance, spec.image_guidance)
@@ -215,6 +226,24 @@ class ImageMaker:
         stage = self._stages.get(f"{self._prefix}_vae_encoder")
         return np.array(stage.run({"pixels": pixels})["latents"], np.float32)
 
+    def _checked_size(self, size: Size) -> Size:
+        multiple, (low, high) = self.spec.multiple, self._sizes
+        good = len(size) == 2 and all(
+            isinstance(side, int)
+            and not isinstance(side, bool)
+            and least <= side <= most
+            and side % multiple == 0
+            for side, least, most in zip(size, low, high, strict=True)
+        )
+        if not good:
+            square = all(height == width for height, width in (low, high))
+            allowed = f"{low[0]} to {high[0]}" if square else f"{low} to {high}"
+            raise InputError(
+                f"size: expected (height, width) in multiples of {multiple} pixels from {allowed}, "
+                f"got {size}. Change the option."
+            )
+        return size
+
     def _conditions(
         self,
         hidden_GD: NDArray[np.float32],  # noqa: N803
@@ -234,17 +263,12 @@ class ImageMaker:
         )
 
 
-def _checked_size(size: tuple[int, int], multiple: int) -> tuple[int, int]:
-    good = len(size) == 2 and all(
-        isinstance(side, int) and not isinstance(side, bool) and multiple <= side <= MAX_SIDE
-        for side in size
-    )
-    if not good or any(side % multiple for side in size):
-        raise InputError(
-            f"size: expected (height, width) in multiples of {multiple} pixels from {multiple} to "
-            f"{MAX_SIDE // multiple * multiple}, got {size}. Change the option."
-        )
-    return size
+def _in_multiples(sizes: tuple[Size, Size] | None, multiple: int) -> tuple[Size, Size]:
+    """The smallest and the largest size whose sides are multiples, of those that are allowed."""
+    low, high = sizes or ((multiple, multiple), (MAX_SIDE, MAX_SIDE))
+    smallest = tuple(-(-side // multiple) * multiple for side in low)
+    largest = tuple(min(side, MAX_SIDE) // multiple * multiple for side in high)
+    return (smallest[0], smallest[1]), (largest[0], largest[1])
 
 
 def _scale(name: str, value: float | None, default: float) -> float:

@@ -11,13 +11,17 @@ from visionllm_edge.runtime.errors import BackendError
 __all__ = ["pixels_from_rgb", "rgb_from_pixels", "size_near"]
 
 
-def size_near(size: tuple[int, int], *, shorter: int, multiple: int) -> tuple[int, int]:
+def size_near(
+    size: tuple[int, int], *, shorter: int, multiple: int, largest: tuple[int, int]
+) -> tuple[int, int]:
     """Height and width of about the shape of ``size`` with a given shorter side.
 
-    Both are multiples of ``multiple`` and at least that. VisionLLM v2 (arXiv 2406.08394) trains its
-    editor on pictures with a shorter side of 256 and takes any multiple of 8.
+    Where the longer side would be beyond ``largest``, whose sides are multiples too, both are
+    smaller. Both are multiples of ``multiple`` and at least that. VisionLLM v2 (arXiv 2406.08394)
+    trains its editor on pictures with a shorter side of 256 and takes any multiple of 8.
     """
-    scale = shorter / min(size)
+    allowed = (most / side for most, side in zip(largest, size, strict=True))
+    scale = min(shorter / min(size), *allowed)
     height, width = (max(multiple, round(side * scale / multiple) * multiple) for side in size)
     return height, width
 

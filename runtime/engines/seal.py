@@ -15,6 +15,7 @@ from typing import Any
 
 from visionllm_edge.runtime.bundle import BundleWriter
 from visionllm_edge.runtime.engines.kit_folder import Kit
+from visionllm_edge.runtime.engines.plan import Profile
 from visionllm_edge.runtime.engines.record import StageRecord
 from visionllm_edge.runtime.errors import BundleError
 from visionllm_edge.runtime.typed_json import json_from_object
@@ -87,7 +88,22 @@ def _manifest(kit: Kit, records: Mapping[str, StageRecord], builder: Builder) ->
         plans = [plan for plan in kit.plan.stages if plan.stage == name]
         stage["lowering"] = {plan.engine: json_from_object(plan.forms) for plan in plans}
         stage["parity"] = _parity(stage.get("parity", {}), plans, records, builder)
+        limits = _limits([profile for plan in plans for profile in plan.profiles])
+        if limits:
+            stage["limits"] = limits
     return manifest
+
+
+def _limits(profiles: Sequence[Profile]) -> dict[str, object]:
+    """What no profile goes beyond, so that a question can be refused before an engine is loaded."""
+    out: dict[str, object] = {}
+    for name in {name: None for profile in profiles for name in profile.shapes}:
+        ranges = [profile.shapes[name] for profile in profiles if name in profile.shapes]
+        low = [min(sides) for sides in zip(*(one.min for one in ranges), strict=True)]
+        high = [max(sides) for sides in zip(*(one.max for one in ranges), strict=True)]
+        if low != high:
+            out[name] = {"min": low, "max": high}
+    return out
 
 
 def _parity(

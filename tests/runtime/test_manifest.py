@@ -148,6 +148,8 @@ DELETE = object()
         ("stages/vision_encoder/variants/0/bucket", DELETE, "bucket' is missing"),
         ("stages/vision_encoder/inputs/0/dtype", "float", "dtype 'float' is not one of"),
         ("stages/vision_encoder/inputs/0/shape", ["n", 0], "neither a positive number"),
+        ("stages/vision_encoder/limits", {"pixel": {"min": [1], "max": [2]}}, "got 'pixel'"),
+        ("stages/vision_encoder/limits", {"pixels": {"min": [1], "max": [2]}}, "'pixels': 4"),
         ("preprocess/clip/std", [1, 0, 1], "std expected no zeros"),
         ("preprocess/clip/mean", [1, 1], "expected 3 values, got 2"),
         ("tokenizer/space_after_control", 1, "expected true or false, got int"),

@@ -79,9 +79,16 @@ def test_pixels_there_and_back() -> None:
 
 
 def test_an_edit_takes_about_the_shape_of_its_picture() -> None:
-    assert size_near((480, 640), shorter=256, multiple=8) == (256, 344)
-    assert size_near((640, 480), shorter=256, multiple=64) == (320, 256)
-    assert size_near((10, 10), shorter=3, multiple=8) == (8, 8)
+    large = (4096, 4096)
+    assert size_near((480, 640), shorter=256, multiple=8, largest=large) == (256, 344)
+    assert size_near((640, 480), shorter=256, multiple=64, largest=large) == (320, 256)
+    assert size_near((10, 10), shorter=3, multiple=8, largest=large) == (8, 8)
+
+
+def test_an_edit_of_a_long_picture_stays_inside_and_keeps_its_shape() -> None:
+    assert size_near((1080, 1920), shorter=512, multiple=8, largest=(768, 768)) == (432, 768)
+    assert size_near((1920, 1080), shorter=512, multiple=8, largest=(768, 1536)) == (768, 432)
+    assert size_near((480, 640), shorter=512, multiple=8, largest=(768, 768)) == (512, 680)
 
 
 class LinearUNet:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.runtime.engines.small_kit import needs_rtx, sums_graph, write_kit
+from tests.runtime.engines.small_kit import needs_rtx, sums_graph, sums_plan, write_kit
 from visionllm_edge.runtime.bundle import Bundle, sha256_of_file
 from visionllm_edge.runtime.engines import kit_build
 from visionllm_edge.runtime.engines.cache import EngineCache
@@ -21,6 +21,7 @@ from visionllm_edge.runtime.engines.record import GoldenResult
 from visionllm_edge.runtime.engines.request import BuildAnswer, BuildRequest, CheckRequest
 from visionllm_edge.runtime.engines.tensorrt_module import TensorRT, probe
 from visionllm_edge.runtime.errors import BackendError, BundleError, ParityError
+from visionllm_edge.runtime.manifest import InputLimits
 
 ORIN = KitTarget("jetson-orin-jp6", "tensorrt", "fp32", (87,), "10.3")
 
@@ -165,6 +166,9 @@ def test_the_sealed_bundle_says_what_was_not_run(
     parity = manifest.stages["sums"].parity
     assert parity["status"] == "not run on a device"
     assert "there is no driver" in json.dumps(parity)
+    shapes = sums_plan().profiles[0].shapes["x"]
+    assert manifest.stages["sums"].limits == {"x": InputLimits(shapes.min, shapes.max)}
+    assert manifest.stages["attention"].limits is None
     forms = manifest.stages["attention"].lowering["engines/attention.engine"]
     assert isinstance(forms, list) and forms[0]["form"] == "plugin"
     report = json.loads(bundle.file("reports/build.json").read_text(encoding="utf-8"))
