@@ -317,6 +317,49 @@ def test_a_conversation_segments_regions(toy: Any, photo: Any) -> None:
     assert all(found.mask is not None for found in answer.detections)
 
 
+def test_a_later_turn_answers_about_its_own_region(toy: Any, photo: Any) -> None:
+    """The prompt says region2 where the second turn's region stands, and so does what is found."""
+    first, second = "Please segment region1.", "Now find region2."
+    said = {
+        name: (Text(f"Sure, here are results for {name}"), Control("[DET]"), Text("."))
+        for name in ("region1", "region2")
+    }
+    toy.reply("segment", said["region1"])
+    toy.reply("find", said["region2"])
+    chat = model(toy).chat(photo, threshold=1.0)
+    assert [d.label for d in chat.send(first, regions=[LEFT]).detections] == ["region1"]
+    later = chat.send(second, regions=[RIGHT])
+    assert [(span.label, span.index) for span in later.spans] == [("region2", 0)]
+
+    turns = (
+        Turn((Text("Please segment "), *places(1), Text(".")), said["region1"]),
+        Turn((Text("Now find "), *places(2), Text(".")), said["region2"]),
+    )
+    picture = toy.pipeline.open(photo)
+    whole = toy.pipeline.prompt(turns, picture, toy.pipeline.mark(picture, [LEFT, RIGHT]))
+    assert chat._sequence is not None and chat._sequence.keys == whole.keys[:-1]
+    swapped = toy.pipeline.prompt(turns, picture, toy.pipeline.mark(picture, [RIGHT, LEFT]))
+    assert chat._sequence.keys != swapped.keys[:-1]
+    # What is found comes from the second turn's group, whose rows have seen both turns.
+    group = whole.groups[1]
+    rows = range(group.position + 1, group.position + 1 + group.rows)
+    hidden = toy.pipeline.session.run(whole, hidden=list(rows)).hidden_rD
+    (wanted,) = toy.pipeline.detector.find(
+        picture,
+        hidden[None],
+        ["region2"],
+        groups=[0],
+        threshold=0.0,
+        top_k=1,
+        masks=False,
+        best_of_each=True,
+    )
+    (found,) = later.detections
+    assert (found.label, found.group) == ("region2", 0)
+    assert found.score == pytest.approx(wanted.score, rel=1e-4)
+    assert found.box_xyxy == pytest.approx(wanted.box_xyxy, rel=1e-3)
+
+
 def test_a_turn_that_fails_counts_no_regions(toy: Any, photo: Any) -> None:
     toy.reply("What is in", (Text("a red circle"),))
     chat = model(toy).chat(photo)
