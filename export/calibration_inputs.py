@@ -172,7 +172,7 @@ def _record(bundle: Bundle, bucket: Bucket | None, pictures: Pictures) -> dict[s
     detector = pipeline.detector
     if bucket is not None:
         # Every picture is fitted into this bucket, whatever its own would be.
-        detector.settings = replace(detector.settings, buckets=(bucket,))
+        detector.spec = replace(detector.spec, buckets=(bucket,))
     model = VisionLLM(pipeline)
     for rgb in pictures.sized(bucket):
         model.detect(rgb, pictures.classes, threshold=0.0, top_k=_TOP_K, masks=True)

@@ -10,12 +10,15 @@ come to the host.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from visionllm_edge.runtime import postprocess
+from visionllm_edge.runtime.bundle import Bundle
+from visionllm_edge.runtime.manifest import DetectorSpec, Normalization
+from visionllm_edge.runtime.pipelines.backbone import backbone_features, constants_of
 from visionllm_edge.runtime.pipelines.picture import DetectorFeatures, Picture
 from visionllm_edge.runtime.pipelines.stages import Stages
 from visionllm_edge.runtime.ports import Tensor
@@ -23,23 +26,12 @@ from visionllm_edge.runtime.preprocess import detector_input
 from visionllm_edge.runtime.results import Detection
 from visionllm_edge.runtime.semantic import SemanticSum, sigmoid
 
-__all__ = ["Detector", "DetectorSettings"]
+__all__ = ["Detector", "detector_from_bundle"]
 
+_STAGES = ("det_backbone", "det_encoder", "det_decoder", "det_masks")
 # A mask at a real size takes 0.3 MB, and a real model has 900 queries.
 _QUERIES_AT_ONCE = 100
-
-
-@dataclass(frozen=True)
-class DetectorSettings:
-    """The manifest's constants of the detector; sizes in pixels, (height, width)."""
-
-    buckets: tuple[tuple[int, int], ...]
-    shortest_edge: int
-    longest_edge: int
-    divisor: int
-    max_text_len: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+_MOST_CLASSES = 256
 
 
 @dataclass(frozen=True)
@@ -54,12 +46,19 @@ class _Decoded:
 
 
 class Detector:
-    """Chains the four ``det_*`` stages."""
+    """Chains the four ``det_*`` stages.
 
-    def __init__(self, stages: Stages, settings: DetectorSettings) -> None:
+    Args:
+        stages: of the bundle.
+        spec: sizes, from the manifest.
+        constants: of the pixels.
+    """
+
+    def __init__(self, stages: Stages, spec: DetectorSpec, constants: Normalization) -> None:
         """Load nothing yet: the picture decides which bucket is needed."""
         self._stages = stages
-        self.settings = settings
+        self.spec = spec
+        self._constants = constants
 
     def find(
         self,
@@ -191,20 +190,27 @@ class Detector:
 
     def _features(self, picture: Picture) -> DetectorFeatures:
         if picture.detector is None:
-            settings = self.settings
-            prepared = detector_input(
+            picture.detector = backbone_features(
+                self._stages,
+                "det_backbone",
                 picture.rgb,
-                shortest=settings.shortest_edge,
-                longest=settings.longest_edge,
-                divisor=settings.divisor,
-                buckets=settings.buckets,
-                mean=settings.mean,
-                std=settings.std,
-            )
-            maps = self._stages.get("det_backbone", prepared.bucket).run_kept(
-                {"pixels": prepared.pixels}
-            )
-            picture.detector = DetectorFeatures(
-                prepared, tuple(maps[f"map{level}"] for level in (1, 2, 3, 4))
+                self.spec,
+                self._constants,
+                detector_input,
+                levels=(1, 2, 3, 4),
             )
         return picture.detector
+
+
+def detector_from_bundle(bundle: Bundle, stages: Stages) -> Detector | None:
+    """The object decoder of a bundle; None if it has none.
+
+    Raises:
+        BundleError: some of its parts are missing.
+    """
+    spec = bundle.manifest.model.detector
+    if spec is None:
+        return None
+    constants = constants_of(bundle, "detector", _STAGES, bundle.manifest.preprocessing().detector)
+    spec = replace(spec, max_text_len=min(spec.max_text_len, _MOST_CLASSES))
+    return Detector(stages, spec, constants)

@@ -16,7 +16,7 @@ from visionllm_edge.runtime.llm.embeddings import EmbeddingTable, SuperLink
 from visionllm_edge.runtime.llm.session import DecoderSession
 from visionllm_edge.runtime.manifest import LLAMA, VISIONLLM_V2
 from visionllm_edge.runtime.memory import available_bytes, check_addition, check_memory
-from visionllm_edge.runtime.pipelines.detector import Detector, DetectorSettings
+from visionllm_edge.runtime.pipelines.detector import detector_from_bundle
 from visionllm_edge.runtime.pipelines.pose import pose_from_bundle
 from visionllm_edge.runtime.pipelines.stages import Stages
 from visionllm_edge.runtime.pipelines.text import TextPipeline
@@ -25,7 +25,6 @@ from visionllm_edge.runtime.tokenizer import Tokenizer
 
 __all__ = ["BundleStages", "LoadOptions", "Observe", "load_pipeline", "load_text_pipeline"]
 
-_DETECTOR_STAGES = ("det_backbone", "det_encoder", "det_decoder", "det_masks")
 _HOST_BACKEND = "onnxruntime"
 Observe = Callable[[Stages], Stages]
 _Admit = Callable[[Making], None]
@@ -152,7 +151,7 @@ def load_pipeline(
             mean=clip.mean,
             std=clip.std,
         ),
-        detector=_detector(bundle, stages),
+        detector=detector_from_bundle(bundle, stages),
         template=manifest.prompt.template,
         pose=pose_from_bundle(bundle, stages),
         generator=image_maker(bundle, stages, "generate", partial(admit, "generate")),
@@ -242,28 +241,3 @@ def _session(
 
 def _admit_all(making: Making) -> None:
     """Memory of another device, or of stages that are not the bundle's, is not planned."""
-
-
-def _detector(bundle: Bundle, stages: Stages) -> Detector | None:
-    spec = bundle.manifest.model.detector
-    if spec is None:
-        return None
-    normalization = bundle.manifest.preprocessing().detector
-    missing = [name for name in _DETECTOR_STAGES if name not in bundle.manifest.stages]
-    if missing or normalization is None:
-        raise BundleError(
-            f"bundle '{bundle.root.name}': the detector lacks "
-            f"{', '.join(missing) or 'its preprocessing constants'}. Compile the checkpoint again."
-        )
-    return Detector(
-        stages,
-        DetectorSettings(
-            buckets=spec.buckets,
-            shortest_edge=spec.shortest_edge,
-            longest_edge=spec.longest_edge,
-            divisor=spec.divisor,
-            max_text_len=min(spec.max_text_len, 256),
-            mean=normalization.mean,
-            std=normalization.std,
-        ),
-    )

@@ -19,14 +19,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visionllm_edge.runtime.bundle import Bundle
-from visionllm_edge.runtime.errors import BundleError, InputError
+from visionllm_edge.runtime.errors import InputError
+from visionllm_edge.runtime.manifest import Normalization, PoseSpec
+from visionllm_edge.runtime.pipelines.backbone import backbone_features, constants_of
 from visionllm_edge.runtime.pipelines.picture import DetectorFeatures, Picture
 from visionllm_edge.runtime.pipelines.stages import Stages
 from visionllm_edge.runtime.pose_postprocess import select_poses
 from visionllm_edge.runtime.preprocess import pose_input
 from visionllm_edge.runtime.results import Keypoint, Pose
 
-__all__ = ["BENCHMARK", "PoseDecoder", "PoseSelecting", "PoseSettings", "pose_from_bundle"]
+__all__ = ["BENCHMARK", "PoseDecoder", "PoseSelecting", "pose_from_bundle"]
 
 _STAGES = ("pose_backbone", "pose_encoder", "pose_boxes", "pose_keypoints")
 
@@ -61,27 +63,20 @@ BENCHMARK = PoseSelecting(threshold=0.0, iou=None)
 """As the authors measure: the best 100 pairs of instance and class, none left out."""
 
 
-@dataclass(frozen=True)
-class PoseSettings:
-    """The manifest's constants of the keypoint decoder; sizes in pixels, (height, width)."""
-
-    buckets: tuple[tuple[int, int], ...]
-    shortest_edge: int
-    longest_edge: int
-    divisor: int
-    max_objects: int
-    max_keypoints: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-
 class PoseDecoder:
-    """Chains the four ``pose_*`` stages."""
+    """Chains the four ``pose_*`` stages.
 
-    def __init__(self, stages: Stages, settings: PoseSettings) -> None:
+    Args:
+        stages: of the bundle.
+        spec: sizes, from the manifest.
+        constants: of the pixels.
+    """
+
+    def __init__(self, stages: Stages, spec: PoseSpec, constants: Normalization) -> None:
         """Load nothing yet: the picture decides which bucket is needed."""
         self._stages = stages
-        self.settings = settings
+        self.spec = spec
+        self._constants = constants
 
     def find(
         self,
@@ -160,8 +155,8 @@ class PoseDecoder:
 
     def _check(self, objects: int, keypoints: int) -> None:
         for what, given, most in (
-            ("object classes", objects, self.settings.max_objects),
-            ("keypoints", keypoints, self.settings.max_keypoints),
+            ("object classes", objects, self.spec.max_objects),
+            ("keypoints", keypoints, self.spec.max_keypoints),
         ):
             if not 1 <= given <= most:
                 raise InputError(
@@ -171,21 +166,15 @@ class PoseDecoder:
 
     def _features(self, picture: Picture) -> DetectorFeatures:
         if picture.pose is None:
-            settings = self.settings
-            prepared = pose_input(
+            picture.pose = backbone_features(
+                self._stages,
+                "pose_backbone",
                 picture.rgb,
-                shortest=settings.shortest_edge,
-                longest=settings.longest_edge,
-                divisor=settings.divisor,
-                buckets=settings.buckets,
-                mean=settings.mean,
-                std=settings.std,
+                self.spec,
+                self._constants,
+                pose_input,
+                levels=(2, 3, 4),
             )
-            maps = self._stages.get("pose_backbone", prepared.bucket).run_kept(
-                {"pixels": prepared.pixels}
-            )
-            kept = tuple(maps[f"map{level}"] for level in (2, 3, 4))
-            picture.pose = DetectorFeatures(prepared, kept)
         return picture.pose
 
 
@@ -198,23 +187,7 @@ def pose_from_bundle(bundle: Bundle, stages: Stages) -> PoseDecoder | None:
     spec = bundle.manifest.model.pose
     if spec is None:
         return None
-    normalization = bundle.manifest.preprocessing().pose
-    missing = [name for name in _STAGES if name not in bundle.manifest.stages]
-    if missing or normalization is None:
-        raise BundleError(
-            f"bundle '{bundle.root.name}': the keypoint decoder lacks "
-            f"{', '.join(missing) or 'its preprocessing constants'}. Compile the checkpoint again."
-        )
-    return PoseDecoder(
-        stages,
-        PoseSettings(
-            buckets=spec.buckets,
-            shortest_edge=spec.shortest_edge,
-            longest_edge=spec.longest_edge,
-            divisor=spec.divisor,
-            max_objects=spec.max_objects,
-            max_keypoints=spec.max_keypoints,
-            mean=normalization.mean,
-            std=normalization.std,
-        ),
+    constants = constants_of(
+        bundle, "keypoint decoder", _STAGES, bundle.manifest.preprocessing().pose
     )
+    return PoseDecoder(stages, spec, constants)

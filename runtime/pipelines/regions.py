@@ -62,7 +62,7 @@ def find_regions(pipeline: VisionLLMv2, marked: Marked) -> Iterator[Event]:
     of each region, as its evaluation takes it.
     """
     count = len(marked)
-    limit = pipeline.detector.settings.max_text_len
+    limit = pipeline.detector.spec.max_text_len
     if count > limit:
         raise InputError(
             f"regions: expected at most {limit} (the detector's limit), got {count}. "

@@ -137,9 +137,9 @@ class VisionLLMv2:
         """How many groups of each decoder an answer may have, by the ids of its routing tokens."""
         most = {"generate": _PICTURES, "edit": _PICTURES}
         if self._detector is not None:
-            most["detector"] = self._detector.settings.max_text_len
+            most["detector"] = self._detector.spec.max_text_len
         if self._pose is not None:
-            most["pose"] = self._pose.settings.max_keypoints
+            most["pose"] = self._pose.spec.max_keypoints
         return {
             frozenset(i for i, link in self._links.items() if link.decoder == decoder): limit
             for decoder, limit in most.items()

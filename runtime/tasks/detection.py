@@ -59,7 +59,7 @@ class DetectionTasks(TaskBase):
             ContextError: the class list does not fit the context.
         """
         pipeline = self._pipeline
-        names = check_classes(classes, limit=pipeline.detector.settings.max_text_len)
+        names = check_classes(classes, limit=pipeline.detector.spec.max_text_len)
         wanted = selecting(threshold, top_k, masks)
         routing = pipeline.check_routing(routing)
         questions = SEGMENTATION_QUESTIONS if routing == "[SEG]" else DETECTION_QUESTIONS

@@ -135,7 +135,7 @@ class GroundingTasks(TaskBase):
             ContextError: the class list does not fit the context.
         """
         pipeline = self._pipeline
-        names = check_classes(classes, limit=pipeline.detector.settings.max_text_len)
+        names = check_classes(classes, limit=pipeline.detector.spec.max_text_len)
         wanted = selecting(threshold, 1, masks=True)
         events = label_pixels(pipeline, pipeline.open(image), names, threshold=wanted.threshold)
         return last(events, stream, SemanticResult)

@@ -56,12 +56,12 @@ class PoseTasks(TaskBase):
             ContextError: the names do not fit the context.
         """
         pipeline = self._pipeline
-        settings = pipeline.pose.settings
+        spec = pipeline.pose.spec
         wanted = PoseSelecting(threshold, nms_iou, top_k)
         if benchmark:
             wanted = PoseSelecting(BENCHMARK.threshold, BENCHMARK.iou, top_k)
-        classes = check_classes(objects, limit=settings.max_objects)
-        names = keypoint_names(keypoints, limit=settings.max_keypoints)
+        classes = check_classes(objects, limit=spec.max_objects)
+        names = keypoint_names(keypoints, limit=spec.max_keypoints)
         scripted = check_mode(mode, ("scripted", "free")) == "scripted"
         events = find_poses(
             pipeline,

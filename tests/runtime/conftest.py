@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
 from visionllm_edge.runtime.llm import DecoderSession, EmbeddingTable, SuperLink
-from visionllm_edge.runtime.pipelines.detector import Detector, DetectorSettings
+from visionllm_edge.runtime.manifest import DetectorSpec, Normalization
+from visionllm_edge.runtime.pipelines.detector import Detector
 from visionllm_edge.runtime.pipelines.text import TextPipeline
 from visionllm_edge.runtime.pipelines.visionllm_v2 import VisionLLMv2, VisionSettings
 from visionllm_edge.runtime.ports import StagePorts
@@ -312,15 +313,15 @@ class Toy:
             vision=VisionSettings(8, 4, 4, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
             detector=Detector(
                 self.stages,
-                DetectorSettings(
+                DetectorSpec(
                     buckets=((64, 64), (64, 96)),
                     shortest_edge=64,
                     longest_edge=96,
                     divisor=32,
                     max_text_len=max_text_len,
-                    mean=(120.0, 120.0, 120.0),
-                    std=(60.0, 60.0, 60.0),
+                    num_queries=QUERIES,
                 ),
+                Normalization((120.0, 120.0, 120.0), (60.0, 60.0, 60.0)),
             ),
             template="vicuna_v1",
             regions=regions,

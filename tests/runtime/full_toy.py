@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from visionllm_edge.runtime.decoder_specs import DiffusionSpec, SchedulerSpec
 from visionllm_edge.runtime.diffusion.image_maker import ImageMaker
 from visionllm_edge.runtime.llm import SuperLink
-from visionllm_edge.runtime.pipelines.pose import PoseDecoder, PoseSettings
+from visionllm_edge.runtime.manifest import Normalization, PoseSpec
+from visionllm_edge.runtime.pipelines.pose import PoseDecoder
 from visionllm_edge.runtime.pipelines.visionllm_v2 import VisionLLMv2, VisionSettings
 
 Float = NDArray[np.float32]
@@ -93,16 +94,15 @@ FUNCTIONS: dict[str, Callable[..., dict[str, Float]]] = {
 }
 
 
-def pose_settings(max_keypoints: int = 68) -> PoseSettings:
-    return PoseSettings(
+def pose_spec(max_keypoints: int = 68) -> PoseSpec:
+    return PoseSpec(
         buckets=((64, 64), (64, 96)),
         shortest_edge=64,
         longest_edge=96,
         divisor=32,
         max_objects=100,
         max_keypoints=max_keypoints,
-        mean=(120.0, 120.0, 120.0),
-        std=(60.0, 60.0, 60.0),
+        num_instances=INSTANCES,
     )
 
 
@@ -137,7 +137,11 @@ def add_decoders(toy: Any, *, without: str = "", max_keypoints: int = 68) -> Any
     empty = np.zeros((2, 16), np.float32)
     toy.links = (det, pose, link("gen", "[GEN]", "generate"), link("edit", "[EDIT]", "edit"))
     pipeline = toy.pipeline
-    pose_decoder = PoseDecoder(toy.stages, pose_settings(max_keypoints))
+    pose_decoder = PoseDecoder(
+        toy.stages,
+        pose_spec(max_keypoints),
+        Normalization((120.0, 120.0, 120.0), (60.0, 60.0, 60.0)),
+    )
     generator = ImageMaker(toy.stages, "gen", diffusion_spec(0.0), empty)
     editor = ImageMaker(toy.stages, "edit", diffusion_spec(1.5), empty)
     toy.pipeline = VisionLLMv2(

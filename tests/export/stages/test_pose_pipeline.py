@@ -15,12 +15,12 @@ from visionllm_edge.export.components.geometry import Geometry
 from visionllm_edge.export.components.model import VisionLLM
 from visionllm_edge.export.config import config_from_dict
 from visionllm_edge.export.torch_stages import TorchStages
+from visionllm_edge.runtime.manifest import Normalization, PoseSpec
 from visionllm_edge.runtime.pipelines.picture import Picture
 from visionllm_edge.runtime.pipelines.pose import (
     BENCHMARK,
     PoseDecoder,
     PoseSelecting,
-    PoseSettings,
 )
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
@@ -38,8 +38,17 @@ def model() -> VisionLLM:
     return out
 
 
-def settings() -> PoseSettings:
-    return PoseSettings((BUCKET,), 96, 128, 32, 100, 20, MEAN, STD)
+def decoder(model: VisionLLM) -> PoseDecoder:
+    spec = PoseSpec(
+        buckets=(BUCKET,),
+        shortest_edge=96,
+        longest_edge=128,
+        divisor=32,
+        max_objects=100,
+        max_keypoints=20,
+        num_instances=4,
+    )
+    return PoseDecoder(TorchStages(model), spec, Normalization(MEAN, STD))
 
 
 def picture(height: int, width: int) -> Picture:
@@ -56,7 +65,7 @@ def test_the_chain_gives_what_the_components_give(model: VisionLLM) -> None:
     """Everything by hand from the specification: resize, pad, four parts, scale."""
     shown = picture(150, 180)
     objects, points = states(2, 1), states(3, 2)
-    chain = PoseDecoder(TorchStages(model), settings())
+    chain = decoder(model)
     ours = chain.find(shown, objects, points, OBJECTS, NAMES, groups=[0, 1], selecting=BENCHMARK)
 
     # 96 on the short side would make the long one 115, which is below 128.
@@ -91,7 +100,7 @@ def test_the_chain_gives_what_the_components_give(model: VisionLLM) -> None:
 def test_keypoints_follow_their_names(model: VisionLLM) -> None:
     """A second question about a picture, and one with another third name."""
     shown = picture(96, 128)
-    chain = PoseDecoder(TorchStages(model), settings())
+    chain = decoder(model)
     objects, points = states(1, 1), states(4, 2)
 
     def places(order: list[int]) -> Float:

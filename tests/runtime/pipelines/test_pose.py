@@ -18,7 +18,6 @@ from visionllm_edge.runtime.manifest import Normalization
 from visionllm_edge.runtime.pipelines.pose import (
     BENCHMARK,
     PoseSelecting,
-    PoseSettings,
     pose_from_bundle,
 )
 from visionllm_edge.runtime.prompts import Control, Text
@@ -224,9 +223,8 @@ def test_the_decoder_of_a_bundle(full: Any) -> None:
     assert pose_from_bundle(bundle(spec=None, stages=()), full.stages) is None
     decoder = pose_from_bundle(bundle(spec=SPEC, stages=STAGES), full.stages)
     assert decoder is not None
-    assert decoder.settings == PoseSettings(
-        ((64, 96),), 64, 96, 32, 7, 5, (1.0, 2.0, 3.0), (4.0, 5.0, 6.0)
-    )
+    assert decoder.spec is SPEC
+    assert decoder._constants == Normalization((1.0, 2.0, 3.0), (4.0, 5.0, 6.0))
 
 
 @pytest.mark.parametrize(
