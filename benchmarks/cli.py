@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
+from visionllm_edge.benchmarks.cli_options import JSON, SEED, THREADS
+
 if TYPE_CHECKING:
     from visionllm_edge.benchmarks.accuracy import Evaluation, Model
 
@@ -39,13 +41,7 @@ _TASKS = (
     show_default=True,
     help="How many pictures to make.",
 )
-@click.option(
-    "--seed",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Which pictures: the same seed gives the same ones.",
-)
+@SEED
 @click.option(
     "--prompts",
     type=click.Choice(["shape", "phrase"]),
@@ -61,16 +57,14 @@ _TASKS = (
     show_default=True,
     help="Width and height of the pictures in pixels.",
 )
-@click.option(
-    "--threads", type=click.IntRange(min=1), default=None, help="CPU threads of the backend."
-)
+@THREADS
 @click.option(
     "--checkpoint",
     type=click.Path(path_type=Path),
     default=None,
     help="Also judge this checkpoint, run by torch, on the same pictures.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@JSON
 def eval_(
     bundle: Path,
     task: str,

@@ -14,6 +14,7 @@ from visionllm_edge.benchmarks.bench.cli_options import (
     measuring_options,
     write_text,
 )
+from visionllm_edge.benchmarks.cli_options import JSON, THREADS
 
 if TYPE_CHECKING:
     from visionllm_edge.benchmarks.bench.measurement import Workload
@@ -45,7 +46,7 @@ def bench() -> None:
 @click.option("--markdown", type=click.Path(path_type=Path), help="Write a Markdown table here.")
 @click.option("--html", type=click.Path(path_type=Path), help="Write a page that opens from disk.")
 @click.option("--plots", type=click.Path(path_type=Path), help="Write every picture as SVG here.")
-@click.option("--json", "as_json", is_flag=True, help="Print the JSON on the last line.")
+@JSON
 def run(
     bundle: Path,
     workload: Workload,
@@ -207,10 +208,8 @@ def sweep(
     show_default=True,
     help="Processes per bundle; several bundles take turns.",
 )
-@click.option(
-    "--threads", type=click.IntRange(min=1), default=None, help="CPU threads of the backend."
-)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@THREADS
+@JSON
 def llm(
     bundles: tuple[Path, ...],
     prompt: int | None,

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from visionllm_edge.benchmarks.cli_options import SEED, THREADS
+
 __all__ = ["gallery"]
 
 
@@ -14,12 +16,8 @@ __all__ = ["gallery"]
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder for them."
 )
-@click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Which scenes."
-)
-@click.option(
-    "--threads", type=click.IntRange(min=1), default=None, help="CPU threads of the backend."
-)
+@SEED
+@THREADS
 def gallery(bundle: Path, output: Path, seed: int, threads: int | None) -> None:
     """Ask BUNDLE one question per task about scenes it never saw, and draw the answers."""
     from visionllm_edge.benchmarks.gallery import make_gallery, tasks_of

@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from visionllm_edge.benchmarks.cli_options import SEED, THREADS
+
 __all__ = ["BundleFirst", "Size", "measuring_options", "write_text"]
 
 
@@ -67,9 +69,7 @@ def measuring_options(command: Callable[..., Any]) -> Callable[..., Any]:
         show_default=True,
         help="Length of every answer in words.",
     )
-    @click.option(
-        "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Which pictures."
-    )
+    @SEED
     @click.option(
         "--interval",
         type=click.FloatRange(0.001, 0.5),
@@ -94,7 +94,7 @@ def measuring_options(command: Callable[..., Any]) -> Callable[..., Any]:
         show_default=True,
         help="Refuse a result without this percentile. Repeatable.",
     )
-    @click.option("--threads", type=click.IntRange(min=1), help="CPU threads of the backend.")
+    @THREADS
     @click.option(
         "--cold/--no-cold", default=True, show_default=True, help="First requests as well."
     )
