@@ -2,31 +2,22 @@
 
 Run as ``python -m visionllm_edge.benchmarks.attention``. A case is the attention of a whole
 decoder: every layer has its own cache, bound once for past and present, so nothing is copied and
-what one layer read is not what the next one reads. All forms get the same numbers, their answers
-are compared before any time is printed, and each round runs every form once.
+what one layer read is not what the next one reads.
 """
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import click
 import numpy as np
-import onnxruntime as ort
 
-from visionllm_edge.benchmarks.environment import describe_environment
-from visionllm_edge.benchmarks.latency import time_interleaved
-from visionllm_edge.benchmarks.report import write_report
+from visionllm_edge.benchmarks.operator_forms import form_command, form_session, time_forms
 from visionllm_edge.plugins.cached_attention.spec import CACHED_ATTENTION
-from visionllm_edge.plugins.cpu.library import find_library, instruction_set
 from visionllm_edge.plugins.quantized_cached_attention.spec import QUANTIZED_CACHED_ATTENTION
 from visionllm_edge.plugins.semantic_op import DOMAIN
-from visionllm_edge.runtime.errors import ParityError, PluginError
 from visionllm_edge.runtime.ports import Array
 
 if TYPE_CHECKING:
@@ -79,7 +70,7 @@ CASES: Mapping[str, Case] = {
 }
 
 
-def compare(case: Case, library: Path, *, rounds: int, threads: int) -> dict[str, object]:
+def compare(case: Case, library: Path, *, rounds: int, threads: int) -> dict[str, Any]:
     """Time every form on one case, interleaved.
 
     Args:
@@ -91,22 +82,12 @@ def compare(case: Case, library: Path, *, rounds: int, threads: int) -> dict[str
     Raises:
         ParityError: two forms disagree, so that their times say nothing.
     """
-    contestants = {
+    forms = {
         form: _contestant(case, cache, None if form == _GQA else library, threads)
         for form, (cache, _) in FORMS.items()
     }
-    answers = {form: contestant().copy() for form, contestant in contestants.items()}
-    errors = {
-        form: float(np.abs(np.subtract(answer, answers[_GQA])).max())
-        for form, answer in answers.items()
-    }
-    wrong = {form: error for form, error in errors.items() if not error <= FORMS[form][1]}
-    if wrong:
-        raise ParityError(
-            f"{CACHED_ATTENTION.name}: expected every form within its limit of {_GQA}, got "
-            f"{wrong}. Their times are not compared; build the kernels again."
-        )
-    times = time_interleaved(contestants, rounds=rounds, warmup=2)
+    limits = {form: limit for form, (_, limit) in FORMS.items()}
+    errors, times = time_forms(CACHED_ATTENTION.name, forms, limits, truth=_GQA, rounds=rounds)
     return {
         "max_abs_difference": errors,
         "times": times.to_dict(),
@@ -116,16 +97,8 @@ def compare(case: Case, library: Path, *, rounds: int, threads: int) -> dict[str
 
 def _contestant(case: Case, cache: str, library: Path | None, threads: int) -> Callable[[], Array]:
     """A session with everything bound once; runs give the last layer's attention."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    if library is not None:
-        options.register_custom_ops_library(str(library))
-    session = ort.InferenceSession(
-        _model(case, cache, contrib=library is None), options, providers=["CPUExecutionProvider"]
-    )
+    model = _model(case, cache, contrib=library is None)
+    session = form_session(model, threads, library)
     binding = session.io_binding()
     kept: list[Array] = []
 
@@ -246,49 +219,26 @@ def _model(case: Case, cache: str, *, contrib: bool) -> bytes:
     return content
 
 
-@click.command()
-@click.option("--rounds", type=click.IntRange(1, 500), default=25, help="Measured rounds.")
-@click.option("--threads", type=click.IntRange(1), default=2, help="Threads for every form.")
-@click.option("--out", type=click.Path(path_type=Path), help="Also write the JSON to this file.")
-def main(rounds: int, threads: int, out: Path | None) -> None:
-    """Time cached attention as kernel and as GroupQueryAttention on this CPU."""
-    try:
-        library = find_library()
-        if library is None:
-            raise PluginError(
-                "CPU kernels: no library is built or they are turned off, so there is nothing to "
-                "compare. Run: python -m visionllm_edge.plugins.cpu.build"
-            )
-        environment = {
-            **describe_environment(("visionllm-edge", "onnxruntime", "numpy"), threads=threads),
-            "kernels": instruction_set(library),
-            "load_average_before": round(os.getloadavg()[0], 2),
-            "timer": "wall clock around one run, inputs and outputs bound, a cache for each layer",
-        }
-        cases = {
-            name: compare(case, library, rounds=rounds, threads=threads)
-            for name, case in CASES.items()
-        }
-    except (ParityError, PluginError, ValueError) as e:
-        raise click.ClickException(str(e)) from e
-    report = {"environment": environment, "rounds": rounds, "cases": cases}
-    click.echo(_table(cases))
-    if out is not None:
-        write_report(out, report)
-    click.echo(json.dumps(report))
-
-
-def _table(cases: Mapping[str, dict[str, object]]) -> str:
+def _table(cases: Mapping[str, dict[str, Any]]) -> str:
     lines = [f"{'case':<36}{'form':<26}{'median ms':>10}{'p90 ms':>9}"]
     for name, case in cases.items():
-        times, ratios = case["times"], case["over_group_query_attention"]
-        assert isinstance(times, dict)
-        assert isinstance(ratios, dict)
-        for form, numbers in times.items():
+        ratios = case["over_group_query_attention"]
+        for form, numbers in case["times"].items():
             text = "" if form == _GQA else f"  {ratios[form]:.1f}x as fast"
             median, p90 = numbers["median_ms"], numbers["p90_ms"]
             lines.append(f"{name:<36}{form:<26}{median:>10.2f}{p90:>9.2f}{text}")
     return "\n".join(lines)
+
+
+main = form_command(
+    lambda: CASES,
+    compare,
+    _table,
+    rounds=25,
+    packages=("visionllm-edge", "onnxruntime", "numpy"),
+    timer="wall clock around one run, inputs and outputs bound, a cache for each layer",
+    about="Time cached attention as kernel and as GroupQueryAttention on this CPU.",
+)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ import numpy as np
 import onnxruntime as ort
 
 from visionllm_edge.benchmarks.environment import describe_environment
-from visionllm_edge.plugins.cpu.library import find_library, instruction_set
+from visionllm_edge.benchmarks.operator_forms import required_kernels
+from visionllm_edge.plugins.cpu.library import instruction_set
 from visionllm_edge.plugins.quantized_linear.spec import QUANTIZED_LINEAR
 from visionllm_edge.plugins.semantic_op import DOMAIN
 from visionllm_edge.runtime.errors import PluginError
@@ -216,15 +217,10 @@ def main(
     rows: tuple[int, ...], layers: int, block: str, rounds: int, threads: int, head: bool
 ) -> None:
     """Time the linear layers of a decoder, as our kernel and as MatMulNBits."""
-    library = find_library()
-    if library is None:
-        raise click.ClickException(
-            str(
-                PluginError(
-                    "CPU kernels: none built. Run python -m visionllm_edge.plugins.cpu.build"
-                )
-            )
-        )
+    try:
+        library = required_kernels()
+    except PluginError as e:
+        raise click.ClickException(str(e)) from e
     linears = make_linears(layers, int(block), head=head)
     report: dict[str, object] = {
         "environment": describe_environment(("onnxruntime", "numpy"), threads=threads),

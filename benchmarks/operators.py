@@ -3,29 +3,21 @@
 Run as ``python -m visionllm_edge.benchmarks.operators``. The sizes are those of a detector at
 800x1333: an encoder layer, where every pixel of four levels is a query, and a decoder layer of 900
 queries. The kernel and the function are the same ONNX model in ONNX Runtime, with the library of
-CPU kernels registered and without; torch computes the grid_sample form. All get the same inputs,
-their answers are compared before any time is printed, and each round runs every contestant once.
+CPU kernels registered and without; torch computes the grid_sample form.
 """
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import click
 import numpy as np
-import onnxruntime as ort
 
-from visionllm_edge.benchmarks.environment import describe_environment
-from visionllm_edge.benchmarks.latency import time_interleaved
-from visionllm_edge.benchmarks.report import write_report
-from visionllm_edge.plugins.cpu.library import find_library, instruction_set
+from visionllm_edge.benchmarks.operator_forms import form_command, form_session, time_forms
 from visionllm_edge.plugins.ms_deform_attn.spec import MS_DEFORM_ATTN
 from visionllm_edge.plugins.semantic_op import DOMAIN, PLUGIN_NAMESPACE, PLUGIN_VERSION
-from visionllm_edge.runtime.errors import ParityError, PluginError
 from visionllm_edge.runtime.ports import Array
 
 __all__ = ["CASES", "Case", "compare", "make_inputs"]
@@ -93,7 +85,7 @@ def make_inputs(case: Case, *, seed: int = 0) -> dict[str, Array]:
 
 def compare(
     case: Case, library: Path, *, rounds: int, threads: int, seed: int = 0
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Time the three forms of one case, interleaved.
 
     Args:
@@ -108,23 +100,18 @@ def compare(
     """
     inputs = make_inputs(case, seed=seed)
     model = _one_node_model(case)
-    contestants = {
+    forms = {
         _FUNCTION: _in_onnxruntime(model, inputs, threads, None),
         _KERNEL: _in_onnxruntime(model, inputs, threads, library),
         _TORCH: _in_torch(inputs, threads),
     }
-    answers = {name: contestant() for name, contestant in contestants.items()}
-    errors = {
-        name: float(np.abs(np.subtract(answer, answers[_FUNCTION])).max())
-        for name, answer in answers.items()
-    }
-    wrong = {name: error for name, error in errors.items() if not error <= _TOLERANCE}
-    if wrong:
-        raise ParityError(
-            f"{MS_DEFORM_ATTN.name}: expected every form within {_TOLERANCE} of the ONNX function, "
-            f"got {wrong}. Their times are not compared; build the kernels again."
-        )
-    times = time_interleaved(contestants, rounds=rounds, warmup=2)
+    errors, times = time_forms(
+        MS_DEFORM_ATTN.name,
+        forms,
+        dict.fromkeys(forms, _TOLERANCE),
+        truth=_FUNCTION,
+        rounds=rounds,
+    )
     return {
         "sizes": {
             "pixels": inputs["value"].shape[1],
@@ -174,13 +161,7 @@ def _in_onnxruntime(
     model: bytes, inputs: Mapping[str, Array], threads: int, library: Path | None
 ) -> Callable[[], Array]:
     """The session, with inputs and output bound once, as the runtime's backend does it."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    if library is not None:
-        options.register_custom_ops_library(str(library))
-    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    session = form_session(model, threads, library)
     batch, _, heads, depth = inputs["value"].shape
     output = np.zeros((batch, inputs["sampling_locations"].shape[1], heads, depth), np.float32)
     binding = session.io_binding()
@@ -211,47 +192,8 @@ def _in_torch(inputs: Mapping[str, Array], threads: int) -> Callable[[], Array]:
     return run
 
 
-def _environment(library: Path, threads: int) -> dict[str, object]:
-    packages = ("visionllm-edge", "torch", "onnxruntime", "numpy")
-    return {
-        **describe_environment(packages, threads=threads),
-        "kernels": instruction_set(library),
-        "load_average_before": round(os.getloadavg()[0], 2),
-        "timer": "wall clock around one run, inputs and outputs bound, warm caches",
-    }
-
-
-@click.command()
-@click.option("--rounds", type=click.IntRange(1, 500), default=15, help="Measured rounds.")
-@click.option("--threads", type=click.IntRange(1), default=2, help="Threads for every form.")
-@click.option("--out", type=click.Path(path_type=Path), help="Also write the JSON to this file.")
-def main(rounds: int, threads: int, out: Path | None) -> None:
-    """Time deformable attention as kernel, ONNX function and torch on this CPU."""
-    try:
-        library = find_library()
-        if library is None:
-            raise PluginError(
-                "CPU kernels: no library is built or they are turned off, so there is nothing to "
-                "compare. Run: python -m visionllm_edge.plugins.cpu.build"
-            )
-        environment = _environment(library, threads)
-        cases = {
-            name: compare(case, library, rounds=rounds, threads=threads)
-            for name, case in CASES.items()
-        }
-    except (ParityError, PluginError, ValueError) as e:
-        raise click.ClickException(str(e)) from e
-    report = {"environment": environment, "rounds": rounds, "cases": cases}
-    click.echo(_table(report))
-    if out is not None:
-        write_report(out, report)
-    click.echo(json.dumps(report))
-
-
-def _table(report: Mapping[str, object]) -> str:
+def _table(cases: Mapping[str, dict[str, Any]]) -> str:
     lines = [f"{'case':<22}{'form':<10}{'median ms':>10}{'p90 ms':>9}{'kernel is':>12}"]
-    cases = report["cases"]
-    assert isinstance(cases, dict)
     for name, case in cases.items():
         for form, times in case["times"].items():
             ratio = case["kernel_speedup"].get(f"over_{form}")
@@ -259,6 +201,17 @@ def _table(report: Mapping[str, object]) -> str:
             median, p90 = times["median_ms"], times["p90_ms"]
             lines.append(f"{name:<22}{form:<10}{median:>10.2f}{p90:>9.2f}  {text}")
     return "\n".join(lines)
+
+
+main = form_command(
+    lambda: CASES,
+    compare,
+    _table,
+    rounds=15,
+    packages=("visionllm-edge", "torch", "onnxruntime", "numpy"),
+    timer="wall clock around one run, inputs and outputs bound, warm caches",
+    about="Time deformable attention as kernel, ONNX function and torch on this CPU.",
+)
 
 
 if __name__ == "__main__":

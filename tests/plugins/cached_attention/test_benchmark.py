@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from visionllm_edge.benchmarks import attention
+from visionllm_edge.benchmarks import attention, operator_forms
 from visionllm_edge.benchmarks.attention import CASES, FORMS, Case, compare, main
 from visionllm_edge.runtime.errors import ParityError
 
@@ -17,7 +17,7 @@ SMALL = {"step": Case(2, 4, 2, 16, 20, 1), "prompt": Case(1, 4, 4, 32, 0, 30)}
 
 def test_the_report(cpu_library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "CASES", SMALL)
-    monkeypatch.setattr(attention, "find_library", lambda: cpu_library)
+    monkeypatch.setattr(operator_forms, "find_library", lambda: cpu_library)
     out = tmp_path / "results" / "attention.json"
     result = CliRunner().invoke(main, ["--rounds", "2", "--threads", "1", "--out", str(out)])
     assert result.exit_code == 0, result.output
@@ -40,7 +40,7 @@ def test_a_form_that_disagrees_is_not_timed(
 
 
 def test_without_a_library_there_is_nothing_to_compare(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "find_library", lambda: None)
+    monkeypatch.setattr(operator_forms, "find_library", lambda: None)
     result = CliRunner().invoke(main, [])
     assert result.exit_code == 1
     assert "no library is built" in result.output
