@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from visionllm_edge.export.build_stage import ModelPair
     from visionllm_edge.export.stages import Stage
 
-__all__ = ["STAGES", "PreparedStage", "prepare_stages"]
+__all__ = ["STAGES", "PreparedStage", "prepare_stage", "prepare_stages"]
 
 STAGES = ("vision_encoder", "det_backbone", "det_encoder", "det_masks")
 """Stages whose small errors stay small; the decoder's queries change places at random weights."""
@@ -72,10 +72,27 @@ def prepare_stages(folder: Path, names: tuple[str, ...]) -> list[PreparedStage]:
     model = VisionLLM(config_from_dict(released_config(), name="released")).eval()
     pair = ModelPair(model)
     folder.mkdir(parents=True)
-    return [_prepare(pair, stage, folder) for stage in TABLE if stage.name in names]
+    return [
+        prepare_stage(pair, stage, folder, RELEASED_BUCKET if stage.bucketed else None)
+        for stage in TABLE
+        if stage.name in names
+    ]
 
 
-def _prepare(pair: ModelPair, stage: Stage, folder: Path) -> PreparedStage:
+def prepare_stage(
+    pair: ModelPair, stage: Stage, folder: Path, bucket: tuple[int, int] | None
+) -> PreparedStage:
+    """Trace, lower and save one stage of a model, and run torch once.
+
+    Args:
+        pair: the model.
+        stage: an entry of the table of stages.
+        folder: gets the graphs and their weights.
+        bucket: (height, width) of a stage that has size buckets.
+
+    Raises:
+        ExportError: the stage cannot be traced or lowered.
+    """
     import onnx_ir as ir
     import torch
 
@@ -85,7 +102,6 @@ def _prepare(pair: ModelPair, stage: Stage, folder: Path) -> PreparedStage:
     from visionllm_edge.export.passes.share_weights import WeightFile
     from visionllm_edge.runtime.targets import find_target
 
-    bucket = RELEASED_BUCKET if stage.bucketed else None
     ports = variant_ports(pair, stage, bucket)
     inputs = stage.inputs(pair.examples, bucket, replace(stage.trace_case, tiles=1))
     module = stage.module(pair.model, bucket)
