@@ -28,7 +28,7 @@ from visionllm_edge.runtime.errors import EdgeError
 __all__ = ["compare_stage", "difference", "markdown"]
 
 _PACKAGES = ("visionllm-edge", "torch", "onnxruntime", "openvino", "nncf", "numpy")
-_OURS = "ours"
+_OURS = {"ours": "ours_is_faster", "ours int8": "ours_int8_is_faster"}
 Note = Callable[[str], None]
 
 
@@ -51,12 +51,12 @@ def compare_stage(
 
     Returns:
         Plain JSON types: by contestant its precision, its difference to torch, its times and its
-        ratio to ours, or why it has none.
+        ratios to ours in fp32 and in int8, or why it has none.
     """
     rows: dict[str, dict[str, Any]] = {}
     right: dict[str, Runner] = {}
     for name, (precision, make) in CONTESTANTS.items():
-        if only and name not in only and name != _OURS:
+        if only and name not in only and name not in _OURS:
             continue
         rows[name] = {"precision": precision}
         try:
@@ -78,7 +78,8 @@ def compare_stage(
     with ForeignLoad() as foreign:
         times = time_interleaved(right, rounds=rounds, warmup=2)
     for name, timing in times.timings.items():
-        rows[name] |= {"ms": timing.to_dict(), "ours_is_faster": times.speedup(_OURS, name)}
+        ratios = {key: times.speedup(ours, name) for ours, key in _OURS.items() if ours in right}
+        rows[name] |= {"ms": timing.to_dict(), **ratios}
     return {"contestants": rows, "foreign_cores": round(foreign.cores, 3)}
 
 
@@ -94,8 +95,9 @@ def markdown(result: Mapping[str, Any]) -> str:
         for stage in result["stages"].values():
             row = stage["contestants"].get(name, {})
             if "ms" in row:
-                ratio = "" if name == _OURS else f" ({row['ours_is_faster']:.2f}x)"
-                cells.append(f"{row['ms']['median_ms']:.0f}{ratio}")
+                ratios = [f"{row[key]:.2f}x" for key in _OURS.values() if key in row]
+                shown = "" if name in _OURS else f" ({', '.join(ratios)})"
+                cells.append(f"{row['ms']['median_ms']:.0f}{shown}")
             elif "difference" in row:
                 cells.append(f"wrong by {row['difference']:.2g}")
             else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,9 @@ TOLERANCE = {"fp32": 2e-3, "bf16": 0.1, "int8": 0.1}
 """Of `difference`: the error that all but a thousandth of the numbers stay below."""
 
 
-def _ours(stage: PreparedStage, threads: int) -> Runner:
+def _ours(stage: PreparedStage, threads: int, *, graph: Path) -> Runner:
     runner = load_backend("onnxruntime").load_stage(
-        stage.lowered, stage.ports, StageOptions(threads=threads)
+        graph, stage.ports, StageOptions(threads=threads)
     )
     inputs = stage.arrays()
     return lambda: runner.run(inputs)
@@ -90,7 +91,8 @@ def _openvino(stage: PreparedStage, threads: int, *, precision: str) -> Runner:
 
 
 CONTESTANTS: dict[str, tuple[str, Callable[[PreparedStage, int], Runner]]] = {
-    "ours": ("fp32", _ours),
+    "ours": ("fp32", lambda s, t: _ours(s, t, graph=s.lowered)),
+    "ours int8": ("int8", lambda s, t: _ours(s, t, graph=s.int8)),
     "ONNX Runtime, plain graph": ("fp32", _plain),
     "torch": ("fp32", lambda s, t: _torch(s, t, bf16=False, compiled=False)),
     "torch bf16": ("bf16", lambda s, t: _torch(s, t, bf16=True, compiled=False)),

@@ -25,6 +25,7 @@ STAGES = ("vision_encoder", "det_backbone", "det_encoder", "det_masks")
 """Stages whose small errors stay small; the decoder's queries change places at random weights."""
 
 _TARGET = "cpu"
+_FORMS = {"lowered": "fp32", "int8": "int8", "plain": "fp32"}
 _SEED = 5
 
 
@@ -38,7 +39,8 @@ class PreparedStage:
         inputs: by port.
         truth: torch's outputs in fp32, by port.
         ports: of the stage.
-        lowered: our graph for the CPU.
+        lowered: our graph for the CPU, in fp32.
+        int8: the same with its linear layers in eight bits.
         plain: the same without our operators' kernels: standard operators only.
     """
 
@@ -48,6 +50,7 @@ class PreparedStage:
     truth: Mapping[str, NDArray[np.generic]]
     ports: StagePorts
     lowered: Path
+    int8: Path
     plain: Path
 
     def arrays(self) -> dict[str, NDArray[np.generic]]:
@@ -108,11 +111,11 @@ def prepare_stage(
     with torch.no_grad():
         outputs = module(*inputs.values())
     outputs = (outputs,) if isinstance(outputs, torch.Tensor) else outputs
-    paths = {form: folder / f"{stage.name}.{form}.onnx" for form in ("lowered", "plain")}
+    paths = {form: folder / f"{stage.name}.{form}.onnx" for form in _FORMS}
     for form, path in paths.items():
         model = canonical_graph(pair, stage, bucket)
-        if form == "lowered":
-            lower(model, find_target(_TARGET))
+        if form != "plain":
+            lower(model, find_target(_TARGET), precision=_FORMS[form])
         else:
             inline_functions(model, {node.op_type for node in model.graph})
         with WeightFile(folder / f"{stage.name}.{form}.weights") as weights:

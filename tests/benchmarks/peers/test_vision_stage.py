@@ -1,4 +1,4 @@
-"""Both forms of a vision stage run, on a small model, and give what torch gives."""
+"""The forms of a vision stage run, on a small model, and give what torch gives."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from tests.export.small_checkpoint import small_config
-from visionllm_edge.benchmarks.peers.vision_contestants import CONTESTANTS
+from visionllm_edge.benchmarks.peers.vision import difference
+from visionllm_edge.benchmarks.peers.vision_contestants import CONTESTANTS, TOLERANCE
 from visionllm_edge.benchmarks.peers.vision_stage import prepare_stage
 from visionllm_edge.export.build_stage import ModelPair
 from visionllm_edge.export.components.model import VisionLLM
@@ -47,3 +48,6 @@ def test_the_plain_form_equals_the_lowered_one(pair: ModelPair, name: str, tmp_p
         assert np.ptp(truth) > 0
         for outputs in answers.values():
             np.testing.assert_allclose(outputs[port], truth, rtol=1e-3, atol=1e-4)
+    precision, make = CONTESTANTS["ours int8"]
+    errors = [difference(make(prepared, 1)()[port], v) for port, v in prepared.truth.items()]
+    assert 1e-3 < max(errors) < TOLERANCE[precision]
