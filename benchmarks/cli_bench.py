@@ -234,5 +234,13 @@ def llm(
     click.echo(json.dumps(result) if as_json else table(result))
 
 
+@bench.command()
+def schema() -> None:
+    """Print the JSON Schema of what `--json` and `--out` write."""
+    from visionllm_edge.benchmarks.bench.schema import SCHEMA_FILE
+
+    click.echo(SCHEMA_FILE.read_text(encoding="utf-8"), nl=False)
+
+
 def _note(text: str) -> None:
     click.echo(f"bench: {text}", err=True)
