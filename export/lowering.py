@@ -257,6 +257,11 @@ TABLE: Mapping[str, Mapping[str, tuple[str, ...]]] = MappingProxyType(
             "plugins": ("dequantize_linear", "dequantize_linear_int8"),
             "standard": ("dequantize_linear", "dequantize_linear_int8"),
         },
+        "UnmaskedAttention": {
+            "onnxruntime": ("cpu_kernel",),
+            "plugins": ("inline",),
+            "standard": ("inline",),
+        },
     }
 )
 """Operator -> kind of target -> forms, best first. Kinds: `onnxruntime`; TensorRT with our

@@ -18,6 +18,7 @@ from visionllm_edge.plugins.quantized_cached_attention.spec import QUANTIZED_CAC
 from visionllm_edge.plugins.quantized_dense.spec import QUANTIZED_DENSE
 from visionllm_edge.plugins.quantized_linear.spec import QUANTIZED_LINEAR
 from visionllm_edge.plugins.semantic_op import SemanticOp
+from visionllm_edge.plugins.unmasked_attention.spec import UNMASKED_ATTENTION
 
 __all__ = ["SEMANTIC_OPS"]
 
@@ -32,6 +33,7 @@ SEMANTIC_OPS: Mapping[str, SemanticOp] = MappingProxyType(
             QUANTIZED_CACHED_ATTENTION,
             QUANTIZED_DENSE,
             QUANTIZED_LINEAR,
+            UNMASKED_ATTENTION,
         )
     }
 )

@@ -58,6 +58,7 @@ struct CachedAttentionKernels {
 
 }  // namespace visionllm::cpu
 
+#include "../cpu/tile.h"
 #include "cpu_tile.h"
 
 #ifdef VISIONLLM_LANES
@@ -276,7 +277,7 @@ template <class C>
 void score_packed(const CachedAttention& call, const CachedAttentionTask& task,
     const AttentionBlock& block, int64_t first_row, const typename C::Storage* keys, int64_t key,
     int64_t count) {
-    pack_keys<C>(keys, count, call.depth, block.keys);
+    pack_keys<C>(keys, call.depth, count, call.depth, block.keys);
     for (int64_t first = 0; first < count; first += kPanel) {
         const float* panel = block.keys + first * call.depth;
         for (int64_t row = first_row; row < block.rows; row += kBlockRows) {
@@ -301,7 +302,7 @@ template <class C>
 void mix_packed(const CachedAttention& call, const CachedAttentionTask& task,
     const AttentionBlock& block, int64_t first_row, const typename C::Storage* values, int64_t key,
     int64_t count) {
-    pack_values<C>(values, count, call.depth, block.values);
+    pack_values<C>(values, call.depth, count, call.depth, block.values);
     for (int64_t at = 0; at < call.depth; at += kPanel) {
         const float* panel = block.values + at * kTile;
         for (int64_t row = first_row; row < block.rows; row += kBlockRows) {

@@ -20,7 +20,7 @@ namespace {
 constexpr const char* kDomain = "visionllm";
 const Operator* const kOperators[] = {
     &kCachedAttention, &kGatedSilu, &kMsDeformAttn, &kGridSamplePromptPool,
-    &kQuantizedCachedAttention, &kQuantizedDense, &kQuantizedLinear,
+    &kQuantizedCachedAttention, &kQuantizedDense, &kQuantizedLinear, &kUnmaskedAttention,
 };
 constexpr size_t kMaxRegistrations = kMaxCombinations * sizeof kOperators / sizeof *kOperators;
 

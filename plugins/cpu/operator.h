@@ -97,5 +97,6 @@ extern const Operator kGridSamplePromptPool;
 extern const Operator kQuantizedCachedAttention;
 extern const Operator kQuantizedDense;
 extern const Operator kQuantizedLinear;
+extern const Operator kUnmaskedAttention;
 
 }  // namespace visionllm::cpu

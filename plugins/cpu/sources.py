@@ -19,12 +19,14 @@ SOURCES = (
     "ms_deform_attn/cpu_op.cpp",
     "grid_sample_prompt_pool/cpu_op.cpp",
     "quantized_linear/cpu_op.cpp",
+    "unmasked_attention/cpu_op.cpp",
 )
 HEADERS = (
     "cpu/kernels.h",
     "cpu/kernels_body.h",
     "cpu/operator.h",
     "cpu/ort_abi.h",
+    "cpu/tile.h",
     "cpu/vectors.h",
     "cached_attention/cpu_kernel.h",
     "cached_attention/cpu_tile.h",
@@ -39,6 +41,7 @@ HEADERS = (
     "quantized_linear/cpu_vnni.h",
     "quantized_linear/cpu_vnni_matrix.h",
     "quantized_linear/cpu_vnni_vector.h",
+    "unmasked_attention/cpu_kernel.h",
 )
 # No -march: each kernels_<set>.cpp asks for its instruction set itself, so that the library starts
 # on any processor of the architecture. -Wno-psabi: vectors are only passed to inlined functions.

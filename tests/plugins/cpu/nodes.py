@@ -19,13 +19,22 @@ ONNX_TYPES = {
     "float16": TensorProto.FLOAT16,
     "bfloat16": TensorProto.BFLOAT16,
     "int32": TensorProto.INT32,
+    "int64": TensorProto.INT64,
 }
 
 
 def one_node_model(
-    op: SemanticOp, *, combination: int = 0, opset: int = 19, **options: int
+    op: SemanticOp,
+    *,
+    combination: int = 0,
+    opset: int = 19,
+    attributes: Mapping[str, int | float] | None = None,
+    **options: int,
 ) -> onnx.ModelProto:
-    """The node and its function. Half-precision ports are cast from and to fp32 at the ends."""
+    """The node and its function. Half-precision ports are cast from and to fp32 at the ends.
+
+    `attributes` are the node's; `options` go to the function's builder.
+    """
     types = op.type_combinations[combination]
     ports = list(zip(op.inputs + op.outputs, types, strict=True))
     inputs, outputs = ports[: len(op.inputs)], ports[len(op.inputs) :]
@@ -43,6 +52,7 @@ def one_node_model(
             domain=DOMAIN,
             plugin_version="1",
             plugin_namespace="visionllm",
+            **(attributes or {}),
         )
     )
     for port, _ in outputs:
@@ -51,7 +61,7 @@ def one_node_model(
         )
 
     def end(port: Any, kind: str) -> onnx.ValueInfoProto:
-        element = TensorProto.INT32 if kind == "int32" else TensorProto.FLOAT
+        element = ONNX_TYPES[kind] if kind in ("int32", "int64") else TensorProto.FLOAT
         return helper.make_tensor_value_info(port.name, element, [None] * len(port.shape))
 
     graph = helper.make_graph(
