@@ -30,10 +30,11 @@ inline                  its function's body                every TensorRT that h
 ======================  =================================  =======================================
 
 Layers in int8 or fp8 are written first: for TensorRT in the canonical graph whose ranges were
-measured, for ONNX Runtime as QuantizedDense, which rounds activations as they come. After the forms
-come, in this order: functions inlined, the opset brought down to what the release takes, half
-precision, functions stripped where they would hide a plugin, and the checks. Facts about releases
-are data in `visionllm_edge.runtime.releases`.
+measured, for ONNX Runtime as QuantizedDense, which rounds activations as they come. For ONNX
+Runtime, attention in standard operators then becomes one semantic node. After the forms come, in
+this order: functions inlined, the opset brought down to what the release takes, half precision,
+functions stripped where they would hide a plugin, and the checks. Facts about releases are data in
+`visionllm_edge.runtime.releases`.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ from visionllm_edge.export.passes.check_operators import check_operators, has_bl
 from visionllm_edge.export.passes.convert_precision import HALF_TYPES, convert_precision
 from visionllm_edge.export.passes.drop_dead_code import drop_dead_code
 from visionllm_edge.export.passes.fix_axis import fix_axis
+from visionllm_edge.export.passes.fuse_attention import fuse_attention
 from visionllm_edge.export.passes.gather_ms_deform_attn import gather_ms_deform_attn
 from visionllm_edge.export.passes.inline_functions import inline_functions
 from visionllm_edge.export.passes.keep_list import keep_list
@@ -323,6 +325,8 @@ def lower(
         retype_cache(model, ir.DataType.FLOAT)  # there the precision says what the cache is in
         if capacity is not None:
             fix_axis(model, CAPACITY, capacity)
+    elif precision == "fp32":
+        fuse_attention(model)
     report = []
     for node in [node for node in model.graph.all_nodes() if node.domain == DOMAIN]:
         first = (prefer or {}).get(node.op_type)

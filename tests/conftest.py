@@ -1,4 +1,4 @@
-"""Fixtures shared by all folders: the tiny checkpoint, compiled once per session."""
+"""Fixtures shared by all folders: the tiny checkpoint, compiled once per session; CPU kernels."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from visionllm_edge.plugins.cpu.build import FOLDER, build_library, find_compiler
+from visionllm_edge.plugins.cpu.library import find_library
+from visionllm_edge.plugins.cpu.sources import HEADERS, SOURCES
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CHECKPOINT = REPOSITORY / "export" / "tiny" / "checkpoint"
@@ -37,6 +41,19 @@ def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
     done = _run_cli(*command)
     assert done.returncode == 0, f"compile exited {done.returncode}:\n{done.stderr}"
     return bundle
+
+
+@pytest.fixture(scope="session")
+def cpu_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The library of the sources as they are now: the installed one unless a source is newer."""
+    installed = find_library()
+    if installed is not None:
+        sources = [FOLDER.parent / path for path in (*SOURCES, *HEADERS)]
+        if installed.stat().st_mtime >= max(path.stat().st_mtime for path in sources):
+            return installed
+    if find_compiler() is None:
+        pytest.skip("no C++ compiler: the CPU kernels cannot be built")
+    return build_library(tmp_path_factory.mktemp("cpu") / "kernels.so")
 
 
 def _run_cli(*arguments: str) -> subprocess.CompletedProcess[str]:

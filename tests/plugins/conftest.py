@@ -1,4 +1,4 @@
-"""Fixtures of the operators' tests: the CPU library, and one with a planted fault."""
+"""Fixtures of the operators' tests: the CPU library with a planted fault."""
 
 from __future__ import annotations
 
@@ -8,24 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from visionllm_edge.plugins.cpu.build import FOLDER, build_library, find_compiler
-from visionllm_edge.plugins.cpu.library import find_library
-from visionllm_edge.plugins.cpu.sources import HEADERS, SOURCES
+from visionllm_edge.plugins.cpu.build import build_library, find_compiler
 
 PlantFault = Callable[[str, str, str], Path]
-
-
-@pytest.fixture(scope="session")
-def cpu_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The library of the sources as they are now: the installed one unless a source is newer."""
-    installed = find_library()
-    if installed is not None:
-        sources = [FOLDER.parent / path for path in (*SOURCES, *HEADERS)]
-        if installed.stat().st_mtime >= max(path.stat().st_mtime for path in sources):
-            return installed
-    if find_compiler() is None:
-        pytest.skip("no C++ compiler: the CPU kernels cannot be built")
-    return build_library(tmp_path_factory.mktemp("cpu") / "kernels.so")
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ def one_node_model(
     *,
     combination: int = 0,
     opset: int = 19,
-    attributes: Mapping[str, int | float] | None = None,
+    attributes: Mapping[str, Any] | None = None,
     **options: int,
 ) -> onnx.ModelProto:
     """The node and its function. Half-precision ports are cast from and to fp32 at the ends.
