@@ -10,6 +10,10 @@ namespace {
 
 // Rows that one task rounds.
 constexpr int64_t kRoundRows = 8;
+// From so many rows on tasks are blocks of rows: a block is rounded where it is multiplied, and stays
+// in the second-level cache. Below, tasks are blocks of outputs, so that each reads its own weights.
+constexpr int64_t kRowBlocksFrom = 2048;
+constexpr int64_t kBlockRows = 504;
 
 long long text(int64_t x) { return static_cast<long long>(x); }
 
@@ -60,6 +64,43 @@ ort::Status* multiply(const Context& context, const QuantizedLinear& call,
     return full.load() ? context.invalid("out of memory") : nullptr;
 }
 
+size_t in_lines(size_t bytes) { return (bytes + 63) / 64 * 64; }
+
+// All outputs of rows from .. to - 1, rounding included. False: no memory.
+bool multiply_rows(
+    const QuantizedLinearKernels& kernels, const QuantizedLinear& call, int64_t from, int64_t to) {
+    QuantizedLinear part = call;
+    part.x += from * call.inputs;
+    part.y += from * call.outputs;
+    part.rows = to - from;
+    const QuantizedLinearTasks tasks = kernels.rounded_tasks(part);
+    const size_t rounded = in_lines(kernels.room_bytes(part));
+    char* room = static_cast<char*>(thread_room(1, rounded + tasks.room_bytes));
+    if (room == nullptr) return false;
+    part.room = room;
+    kernels.round(part, 0, part.rows);
+    for (int64_t first = 0; first < call.outputs; first += tasks.outputs) {
+        const int64_t end = first + tasks.outputs;
+        const int64_t last = end < call.outputs ? end : call.outputs;
+        kernels.rounded(part, first, last, room + rounded);
+        if (part.bias != nullptr && !kernels.finishes(part)) kernels.finish(part, first, last);
+    }
+    return true;
+}
+
+ort::Status* multiply_in_row_blocks(const Context& context, const QuantizedLinear& call) {
+    std::atomic<bool> full{false};
+    const QuantizedLinearKernels& kernels = context.kernels.quantized_linear;
+    VISIONLLM_TRY(context.parallel((call.rows + kBlockRows - 1) / kBlockRows,
+        [&](int64_t i) noexcept {
+            const int64_t from = i * kBlockRows, to = from + kBlockRows;
+            if (!multiply_rows(kernels, call, from, to < call.rows ? to : call.rows)) {
+                full.store(true, std::memory_order_relaxed);
+            }
+        }));
+    return full.load() ? context.invalid("out of memory") : nullptr;
+}
+
 ort::Status* compute_with(Context& context, const float* bias, Activation activation) {
     Tensor x, weight, scales;
     VISIONLLM_TRY(context.input(0, "x", 3, &x));
@@ -91,6 +132,7 @@ ort::Status* compute_with(Context& context, const float* bias, Activation activa
     if (level == 1) {
         return multiply(context, call, kernels.exact_tasks(call), kernels.exact, false);
     }
+    if (call.rows >= kRowBlocksFrom) return multiply_in_row_blocks(context, call);
     call.room = thread_room(0, kernels.room_bytes(call));
     if (call.room == nullptr) return context.invalid("out of memory");
     if (call.rows <= kRoundRows) {

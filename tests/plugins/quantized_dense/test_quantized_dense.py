@@ -22,8 +22,15 @@ from visionllm_edge.plugins.quantized_linear.reference import quantized_linear
 from visionllm_edge.plugins.semantic_op import DOMAIN
 
 SETS = ["avx512vnni", "avx512", "avx2", "portable"]
-# (rows, K, N, bits, block): few rows and many, outputs that fill no vector and several tiles.
-SHAPES = [(1, 96, 37, 8, 32), (5, 128, 64, 8, 128), (7, 640, 130, 8, 128), (13, 64, 9, 4, 16)]
+# (rows, K, N, bits, block): few rows and many, outputs that fill no vector and several tiles;
+# blocks of rows, of which the last has three.
+SHAPES = [
+    (1, 96, 37, 8, 32),
+    (5, 128, 64, 8, 128),
+    (7, 640, 130, 8, 128),
+    (13, 64, 9, 4, 16),
+    (2523, 32, 70, 8, 32),
+]
 
 
 def dense_inputs(rows: int, k: int, n: int, *, bits: int, block: int) -> Inputs:

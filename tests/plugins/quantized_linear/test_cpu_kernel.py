@@ -19,7 +19,8 @@ from visionllm_edge.plugins.quantized_linear.reference import quantized_linear
 SETS = ["avx512vnni", "avx512", "avx2", "portable"]
 
 # (rows, K, N, bits, block): steps of one to three rows and the larger ones that go through tiles,
-# rows of weights that end inside a vector, outputs that fill no tile, more inputs than one stretch.
+# rows of weights that end inside a vector, outputs that fill no tile, more inputs than one stretch;
+# so many rows that tasks are blocks of them.
 SHAPES = [
     (1, 576, 70, 4, 32),
     (2, 1280, 33, 4, 64),
@@ -36,6 +37,7 @@ SHAPES = [
     (13, 48, 130, 8, 16),
     (9, 80, 1, 4, 16),
     (4, 320, 7, 8, 32),
+    (2060, 96, 5, 4, 32),
 ]
 
 
