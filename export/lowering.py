@@ -31,10 +31,10 @@ inline                  its function's body                every TensorRT that h
 
 Layers in int8 or fp8 are written first: for TensorRT in the canonical graph whose ranges were
 measured, for ONNX Runtime as QuantizedDense, which rounds activations as they come. For ONNX
-Runtime, attention in standard operators then becomes one semantic node. After the forms come, in
-this order: functions inlined, the opset brought down to what the release takes, half precision,
-functions stripped where they would hide a plugin, and the checks. Facts about releases are data in
-`visionllm_edge.runtime.releases`.
+Runtime, attention in standard operators then becomes one semantic node, and so does what only moves
+rows. After the forms come, in this order: functions inlined, the opset brought down to what the
+release takes, half precision, functions stripped where they would hide a plugin, and the checks.
+Facts about releases are data in `visionllm_edge.runtime.releases`.
 """
 
 from __future__ import annotations
@@ -64,6 +64,7 @@ from visionllm_edge.export.passes.lower_quantized_linear import (
     lower_to_dequantize_linear,
     lower_to_matmul_nbits,
 )
+from visionllm_edge.export.passes.merge_row_moves import merge_row_moves
 from visionllm_edge.export.passes.quantize_dense import quantize_dense
 from visionllm_edge.export.passes.quantize_dequantize import Quantization, quantize_dequantize
 from visionllm_edge.export.passes.retype_cache import retype_cache
@@ -238,6 +239,7 @@ TABLE: Mapping[str, Mapping[str, tuple[str, ...]]] = MappingProxyType(
             "plugins": ("inline",),
             "standard": ("inline",),
         },
+        "GatherRows": {"onnxruntime": ("cpu_kernel",)},
         "GridSamplePromptPool": {
             "onnxruntime": ("cpu_kernel",),
             "plugins": ("plugin", "inline"),
@@ -327,6 +329,7 @@ def lower(
             fix_axis(model, CAPACITY, capacity)
     elif precision == "fp32":
         fuse_attention(model)
+        merge_row_moves(model)
     report = []
     for node in [node for node in model.graph.all_nodes() if node.domain == DOMAIN]:
         first = (prefer or {}).get(node.op_type)

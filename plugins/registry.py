@@ -12,6 +12,7 @@ from types import MappingProxyType
 
 from visionllm_edge.plugins.cached_attention.spec import CACHED_ATTENTION
 from visionllm_edge.plugins.gated_silu.spec import GATED_SILU
+from visionllm_edge.plugins.gather_rows.spec import GATHER_ROWS
 from visionllm_edge.plugins.grid_sample_prompt_pool.spec import GRID_SAMPLE_PROMPT_POOL
 from visionllm_edge.plugins.ms_deform_attn.spec import MS_DEFORM_ATTN
 from visionllm_edge.plugins.quantized_cached_attention.spec import QUANTIZED_CACHED_ATTENTION
@@ -28,6 +29,7 @@ SEMANTIC_OPS: Mapping[str, SemanticOp] = MappingProxyType(
         for op in (
             CACHED_ATTENTION,
             GATED_SILU,
+            GATHER_ROWS,
             GRID_SAMPLE_PROMPT_POOL,
             MS_DEFORM_ATTN,
             QUANTIZED_CACHED_ATTENTION,

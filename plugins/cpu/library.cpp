@@ -19,7 +19,7 @@ namespace {
 
 constexpr const char* kDomain = "visionllm";
 const Operator* const kOperators[] = {
-    &kCachedAttention, &kGatedSilu, &kMsDeformAttn, &kGridSamplePromptPool,
+    &kCachedAttention, &kGatedSilu, &kGatherRows, &kMsDeformAttn, &kGridSamplePromptPool,
     &kQuantizedCachedAttention, &kQuantizedDense, &kQuantizedLinear, &kUnmaskedAttention,
 };
 constexpr size_t kMaxRegistrations = kMaxCombinations * sizeof kOperators / sizeof *kOperators;

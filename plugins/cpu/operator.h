@@ -92,6 +92,7 @@ int element_index(ort::ElementType element);
 
 extern const Operator kCachedAttention;
 extern const Operator kGatedSilu;
+extern const Operator kGatherRows;
 extern const Operator kMsDeformAttn;
 extern const Operator kGridSamplePromptPool;
 extern const Operator kQuantizedCachedAttention;

@@ -16,6 +16,7 @@ SOURCES = (
     "cpu/kernels_avx512vnni.cpp",
     "cached_attention/cpu_op.cpp",
     "gated_silu/cpu_op.cpp",
+    "gather_rows/cpu_op.cpp",
     "ms_deform_attn/cpu_op.cpp",
     "grid_sample_prompt_pool/cpu_op.cpp",
     "quantized_linear/cpu_op.cpp",

@@ -1,1 +1,1 @@
-"""A linear layer with 8-bit weights, its bias and its activation: see spec.py."""
+"""Part of visionllm-edge."""

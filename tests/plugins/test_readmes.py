@@ -20,7 +20,13 @@ def row(port: OpPort) -> str:
 
 @pytest.mark.parametrize(
     "name",
-    ["MultiScaleDeformableAttention", "GridSamplePromptPool", "QuantizedDense", "QuantizedLinear"],
+    [
+        "GatherRows",
+        "GridSamplePromptPool",
+        "MultiScaleDeformableAttention",
+        "QuantizedDense",
+        "QuantizedLinear",
+    ],
 )
 def test_the_type_table_is_that_of_the_specification(name: str) -> None:
     op = SEMANTIC_OPS[name]
