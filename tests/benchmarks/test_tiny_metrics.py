@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from visionllm_edge.benchmarks import tiny_metrics
 from visionllm_edge.benchmarks.accuracy import Evaluation
 from visionllm_edge.benchmarks.tiny_metrics import RUNS, main
+from visionllm_edge.runtime import VisionLLM
 
 # Least values, by run and metric.
 WANTED = {
@@ -35,7 +36,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int, str]]:
         return Evaluation(task, images, seed, None, {"value": len(calls) / 3, "items": 7}, 1.5)
 
     monkeypatch.setattr(tiny_metrics, "evaluate", fake)
-    monkeypatch.setattr(tiny_metrics.VisionLLM, "load", lambda path, threads: object())
+    monkeypatch.setattr(VisionLLM, "load", lambda path, threads: object())
     return calls
 
 
