@@ -26,6 +26,7 @@ def row(port: OpPort) -> str:
         "MultiScaleDeformableAttention",
         "QuantizedDense",
         "QuantizedLinear",
+        "UnmaskedAttention",
     ],
 )
 def test_the_type_table_is_that_of_the_specification(name: str) -> None:
