@@ -219,8 +219,9 @@ VISIONLLM_INLINE void prefetch_rows(
 // Rows first .. last - 1 of what the head after head `i` reads and writes.
 VISIONLLM_INLINE void prefetch_head(
     const UnmaskedAttention& call, int64_t i, int64_t first, int64_t last) {
-    const int64_t width = call.heads * call.depth;
-    const int64_t at = ((i + 1) / call.heads * call.rows + first) * width + (i + 1) % call.heads * call.depth;
+    const int64_t width = call.heads * call.depth, next = i + 1;
+    const int64_t at =
+        (next / call.heads * call.rows + first) * width + next % call.heads * call.depth;
     prefetch_rows<0>(call.query + at, width, last - first, call.depth);
     prefetch_rows<0>(call.key + at, width, last - first, call.depth);
     prefetch_rows<0>(call.value + at, width, last - first, call.depth);

@@ -111,7 +111,8 @@ ort::Status* compute(Context& context) {
     const int64_t work = 2 * call.rows * call.keys * call.depth;
     const int64_t each = std::max<int64_t>(1, kTaskWork / work);
     const int64_t groups = (heads + each - 1) / each;
-    const int64_t parts = std::clamp<int64_t>(call.rows / kFewestRows, 1, (kTasks + groups - 1) / groups);
+    const int64_t wanted = (kTasks + groups - 1) / groups;
+    const int64_t parts = std::clamp<int64_t>(call.rows / kFewestRows, 1, wanted);
     // Set by whichever task finds no memory; the others go on.
     bool missing[1] = {false};
     const auto task = [&](int64_t i) noexcept {
