@@ -26,8 +26,10 @@ TOOLS = ("polygraphy", "onnx_graphsurgeon")
 missing = [name for name in TOOLS if importlib.util.find_spec(name) is None]
 pytestmark = pytest.mark.skipif(bool(missing), reason=f"not installed: {missing}")
 
-# Sizes for the dynamic axes, small and all different.
+# Sizes for the dynamic axes, small, and those of one graph all different.
 AXES = {"n": 2, "s": 5, "T": 3, "k": 4, "C": 16}
+AXES |= {"R": 2, "No": 3, "K": 5}
+AXES |= {"b": 2, "h": 8, "w": 12, "H": 32, "W": 48}
 NUMBERS = {
     "past_length": [3],
     "hidden_rows": [4, 1],

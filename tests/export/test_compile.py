@@ -193,8 +193,10 @@ def test_progress_names_the_stages(
     ]
 
 
-def _broken_lower(model: ir.Model, target: Target) -> list[LoweredNode]:
-    entries = lower(model, target)
+def _broken_lower(
+    model: ir.Model, target: Target, *, precision: str | None = None
+) -> list[LoweredNode]:
+    entries = lower(model, target, precision=precision)
     value = max(model.graph.initializers.values(), key=lambda v: v.const_value.nbytes)  # type: ignore[union-attr]
     assert value.const_value is not None
     wrong = value.const_value.numpy() * np.float32(1.001)
