@@ -31,10 +31,10 @@ inline                  its function's body                every TensorRT that h
 
 Layers in int8 or fp8 are written first: for TensorRT in the canonical graph whose ranges were
 measured, for ONNX Runtime as QuantizedDense, which rounds activations as they come. For ONNX
-Runtime, attention in standard operators then becomes one semantic node, and so does what only moves
-rows. After the forms come, in this order: functions inlined, the opset brought down to what the
-release takes, half precision, functions stripped where they would hide a plugin, and the checks.
-Facts about releases are data in `visionllm_edge.runtime.releases`.
+Runtime, attention in standard operators then becomes one semantic node, and so do what only moves
+rows and the normalisation of long rows. After the forms come, in this order: functions inlined, the
+opset brought down to what the release takes, half precision, functions stripped where they would
+hide a plugin, and the checks. Facts about releases are data in `visionllm_edge.runtime.releases`.
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ from visionllm_edge.export.passes.lower_quantized_linear import (
     lower_to_matmul_nbits,
 )
 from visionllm_edge.export.passes.merge_row_moves import merge_row_moves
+from visionllm_edge.export.passes.normalize_rows import normalize_rows
 from visionllm_edge.export.passes.quantize_dense import quantize_dense
 from visionllm_edge.export.passes.quantize_dequantize import Quantization, quantize_dequantize
 from visionllm_edge.export.passes.retype_cache import retype_cache
@@ -261,6 +262,7 @@ TABLE: Mapping[str, Mapping[str, tuple[str, ...]]] = MappingProxyType(
             "plugins": ("dequantize_linear", "dequantize_linear_int8"),
             "standard": ("dequantize_linear", "dequantize_linear_int8"),
         },
+        "RowNormalization": {"onnxruntime": ("cpu_kernel",)},
         "UnmaskedAttention": {
             "onnxruntime": ("cpu_kernel",),
             "plugins": ("inline",),
@@ -330,6 +332,7 @@ def lower(
     elif precision == "fp32":
         fuse_attention(model)
         merge_row_moves(model)
+        normalize_rows(model)
     report = []
     for node in [node for node in model.graph.all_nodes() if node.domain == DOMAIN]:
         first = (prefer or {}).get(node.op_type)

@@ -18,6 +18,7 @@ from visionllm_edge.plugins.ms_deform_attn.spec import MS_DEFORM_ATTN
 from visionllm_edge.plugins.quantized_cached_attention.spec import QUANTIZED_CACHED_ATTENTION
 from visionllm_edge.plugins.quantized_dense.spec import QUANTIZED_DENSE
 from visionllm_edge.plugins.quantized_linear.spec import QUANTIZED_LINEAR
+from visionllm_edge.plugins.row_normalization.spec import ROW_NORMALIZATION
 from visionllm_edge.plugins.semantic_op import SemanticOp
 from visionllm_edge.plugins.unmasked_attention.spec import UNMASKED_ATTENTION
 
@@ -35,6 +36,7 @@ SEMANTIC_OPS: Mapping[str, SemanticOp] = MappingProxyType(
             QUANTIZED_CACHED_ATTENTION,
             QUANTIZED_DENSE,
             QUANTIZED_LINEAR,
+            ROW_NORMALIZATION,
             UNMASKED_ATTENTION,
         )
     }

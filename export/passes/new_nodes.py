@@ -37,7 +37,7 @@ class NewNodes:
         dtype: ir.DataType,
         shape: Axes,
         domain: str = "",
-        **attributes: int | Sequence[int] | str,
+        **attributes: int | float | Sequence[int] | str,
     ) -> ir.Value:
         """Append a node with one output, of the default domain if not told; returns that output."""
         node = ir.Node(
@@ -81,7 +81,9 @@ class NewNodes:
         )
 
 
-def _attribute(name: str, value: int | Sequence[int] | str) -> ir.Attr:
+def _attribute(name: str, value: int | float | Sequence[int] | str) -> ir.Attr:
     if isinstance(value, str):
         return ir.AttrString(name, value)
+    if isinstance(value, float):
+        return ir.AttrFloat32(name, value)
     return ir.AttrInt64(name, value) if isinstance(value, int) else ir.AttrInt64s(name, value)

@@ -6,6 +6,7 @@
 #include "../grid_sample_prompt_pool/cpu_kernel.h"
 #include "../ms_deform_attn/cpu_kernel.h"
 #include "../quantized_linear/cpu_kernel.h"
+#include "../row_normalization/cpu_kernel.h"
 #include "../unmasked_attention/cpu_kernel.h"
 
 namespace visionllm::cpu {
@@ -21,6 +22,7 @@ struct Kernels {
     PromptPoolFold prompt_pool_fold;
     PromptPoolSum prompt_pool_sum[3];
     QuantizedLinearKernels quantized_linear;
+    NormalizeRow normalize_row;
     UnmaskedAttentionAttend unmasked_attention;
 };
 

@@ -20,7 +20,8 @@ namespace {
 constexpr const char* kDomain = "visionllm";
 const Operator* const kOperators[] = {
     &kCachedAttention, &kGatedSilu, &kGatherRows, &kMsDeformAttn, &kGridSamplePromptPool,
-    &kQuantizedCachedAttention, &kQuantizedDense, &kQuantizedLinear, &kUnmaskedAttention,
+    &kQuantizedCachedAttention, &kQuantizedDense, &kQuantizedLinear, &kRowNormalization,
+    &kUnmaskedAttention,
 };
 constexpr size_t kMaxRegistrations = kMaxCombinations * sizeof kOperators / sizeof *kOperators;
 

@@ -98,6 +98,7 @@ extern const Operator kGridSamplePromptPool;
 extern const Operator kQuantizedCachedAttention;
 extern const Operator kQuantizedDense;
 extern const Operator kQuantizedLinear;
+extern const Operator kRowNormalization;
 extern const Operator kUnmaskedAttention;
 
 }  // namespace visionllm::cpu

@@ -20,6 +20,7 @@ SOURCES = (
     "ms_deform_attn/cpu_op.cpp",
     "grid_sample_prompt_pool/cpu_op.cpp",
     "quantized_linear/cpu_op.cpp",
+    "row_normalization/cpu_op.cpp",
     "unmasked_attention/cpu_op.cpp",
 )
 HEADERS = (
@@ -42,6 +43,7 @@ HEADERS = (
     "quantized_linear/cpu_vnni.h",
     "quantized_linear/cpu_vnni_matrix.h",
     "quantized_linear/cpu_vnni_vector.h",
+    "row_normalization/cpu_kernel.h",
     "unmasked_attention/cpu_kernel.h",
 )
 # No -march: each kernels_<set>.cpp asks for its instruction set itself, so that the library starts

@@ -26,6 +26,7 @@ def row(port: OpPort) -> str:
         "MultiScaleDeformableAttention",
         "QuantizedDense",
         "QuantizedLinear",
+        "RowNormalization",
         "UnmaskedAttention",
     ],
 )
