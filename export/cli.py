@@ -68,8 +68,8 @@ def _interruptible(consequence: str) -> Iterator[None]:
 )
 @click.option(
     "--llm-cache",
-    type=click.Choice(["float32", "float16"]),
-    help="Keys and values [default: float16 beside quantised weights].",
+    type=click.Choice(["float32", "float16", "int8"]),
+    help="Keys and values [default: float16 beside quantised weights]; int8 goes with any weights.",
 )
 @click.option(
     "--precision",
@@ -81,7 +81,7 @@ def _interruptible(consequence: str) -> Iterator[None]:
 @click.option(
     "--calibration-text",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="Text for int4-awq [default: one that comes with this package].",
+    help="Text for int4-awq and a cache of int8 [default: one that comes with this package].",
 )
 @_JOBS
 @_CACHE

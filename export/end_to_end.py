@@ -7,7 +7,8 @@ live in `visionllm_edge.export.parity`.
 
 A bundle whose language model is quantised is compared with torch that has the same, dequantised
 weights. It rounds activations where torch does not, and so does a control; ours may be off by twice
-as much as that. How far it is from the unquantised model is reported beside it. Other stages in
+as much as that. A cache of int8 is rounded in that control too, whatever the weights are. How far
+the bundle is from the unquantised model is reported beside it. Other stages in
 int8 have the control of their own gate in the place of torch in that control.
 """
 
@@ -89,16 +90,21 @@ def check_end_to_end(bundle: Bundle, model: VisionLLM, *, threads: int | None = 
         ParityError: a box or score differs by more than the limits on most scenes.
     """
     ours = RuntimeModel(load_pipeline(bundle, LoadOptions(threads=threads)))
-    exact_words = bundle.manifest.model.llm.precision == FP32
-    if exact_words and not rounded_stages(bundle):
+    llm = bundle.manifest.model.llm
+    exact_words, byte_cache = llm.precision == FP32, llm.cache == "int8"
+    if exact_words and not byte_cache and not rounded_stages(bundle):
         report = _report(ours, _torch(bundle, model))
         _require(report, END_TO_END_BOX_PX, END_TO_END_SCORE)
         return report
     with_weights = with_rounding = model
-    if not exact_words:
+    if not exact_words or byte_cache:
         weights, config = BundleWeights(bundle), model.config.llm
-        with_weights = _with_decoder(model, torch_twin(weights, config))
-        with_rounding = _with_decoder(model, torch_twin(weights, config, rounded_activations=True))
+        if not exact_words:
+            with_weights = _with_decoder(model, torch_twin(weights, config))
+        rounding = torch_twin(
+            weights, config, rounded_activations=True, cache_scales=weights.cache_scales()
+        )
+        with_rounding = _with_decoder(model, rounding)
     truth = _torch(bundle, with_weights)
     with RoundedStages(bundle, TorchStages(with_rounding)) as stages:
         control = _report(RuntimeModel(load_pipeline(bundle, stages=stages)), truth)

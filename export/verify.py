@@ -224,6 +224,7 @@ def _decoder_verdict(bundle: Bundle, source: LlmWeights) -> StageVerdict:
         embed_rows(source, half=quantized),
         quantized=quantized,
         cache=llm.cache,
+        cache_scales=BundleWeights(bundle).cache_scales() if llm.cache == "int8" else None,
         halves=False,
     )
     with tempfile.TemporaryDirectory(prefix="visionllm-edge-") as scratch:
@@ -231,7 +232,6 @@ def _decoder_verdict(bundle: Bundle, source: LlmWeights) -> StageVerdict:
             bundle.stage_model(DECODER),
             spec.ports(DECODER),
             truth,
-            quantized=quantized,
             target=manifest.target.name,
             scratch=Path(scratch),
         )

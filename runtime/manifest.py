@@ -63,7 +63,7 @@ LLAMA = "llama"
 FP32 = "fp32"
 _FAMILIES = (VISIONLLM_V2, LLAMA)
 _LLM_PRECISIONS = (FP32, "int8", "int4", "int4-awq")
-_CACHE_TYPES = ("float32", "float16")
+_CACHE_TYPES = ("float32", "float16", "int8")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -163,7 +163,7 @@ class LlmSpec:
         max_positions: rows that a context may have.
         precision: of the decoder's matrices: fp32, int8, int4 or int4-awq.
         block_size: weights of one row that share a scale; 0 where they have none.
-        cache: element type of keys and values, float32 or float16.
+        cache: element type of keys and values, float32, float16 or int8.
     """
 
     hidden_size: Count
@@ -188,7 +188,7 @@ class LlmSpec:
                 f"got {self.block_size} for {self.precision}"
             )
         if self.cache not in _CACHE_TYPES:
-            raise ValueError(f"cache expected {' or '.join(_CACHE_TYPES)}, got {self.cache!r}")
+            raise ValueError(f"cache expected {', '.join(_CACHE_TYPES)}, got {self.cache!r}")
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from visionllm_edge.runtime.manifest import LlmSpec, Manifest
 __all__ = ["MemoryPlan", "available_bytes", "check_addition", "check_memory", "plan_memory"]
 
 _log = logging.getLogger(__name__)
-_ELEMENT_BYTES = {"float32": 4, "float16": 2}
+_ELEMENT_BYTES = {"float32": 4, "float16": 2, "int8": 1}
 # Bits of a weight with its scale, by precision, as far as the runtime must know to advise.
 _BITS = {"fp32": 32.0, "int8": 8.5, "int4": 4.5, "int4-awq": 4.5}
 # What runs of 128, 256 and 512 positions took at TinyLlama's shape beside weights and cache: 46, 72
@@ -270,9 +270,11 @@ def _ways_out(llm: LlmSpec, plan: MemoryPlan, context: int, missing: int) -> lis
         ways.append((saved, f"a context of {smaller} instead of {context} (--context {smaller})"))
     if plan.bucketed:
         ways.append((plan.bucketed, "one size bucket at a time (--buckets 1)"))
-    if llm.cache == "float32":
-        way = "a cache of half precision (compile with --llm-cache float16)"
-        ways.append((plan.cache // 2, way))
+    for kind, way in (("float16", "half precision"), ("int8", "eight bits")):
+        share = 1 - _ELEMENT_BYTES[kind] / _ELEMENT_BYTES[llm.cache]
+        if share > 0:
+            said = f"a cache of {way} (compile with --llm-cache {kind})"
+            ways.append((int(plan.cache * share), said))
     for precision in ("int8", "int4"):
         if _BITS[precision] < _BITS[llm.precision]:
             saved = int(plan.decoder * (1 - _BITS[precision] / _BITS[llm.precision]))

@@ -27,7 +27,7 @@ from visionllm_edge.export.build_stage import (
     parity_summary,
     save_graph,
 )
-from visionllm_edge.export.llm.decoder_graph import decoder_graph, decoder_ports
+from visionllm_edge.export.llm.decoder_graph import CacheScales, decoder_graph, decoder_ports
 from visionllm_edge.export.llm.decoder_parity import (
     LARGE_WEIGHTS,
     DecoderTruth,
@@ -44,9 +44,10 @@ from visionllm_edge.export.llm.decoder_weights import DecoderWeights, DenseWeigh
 from visionllm_edge.export.llm.streamed import CONTROL, ROUNDED
 from visionllm_edge.export.llm.weights import EMBEDDING, LlmWeights
 from visionllm_edge.export.lowering import lower
-from visionllm_edge.export.parity import FLOORS, ROUNDED_FACTOR
+from visionllm_edge.export.parity import FLOORS, MOST_CUT_OFF, ROUNDED_FACTOR, SPREAD_FACTOR
 from visionllm_edge.export.passes.share_weights import WeightFile
-from visionllm_edge.export.quantize.quantize_llm import quantize_llm
+from visionllm_edge.export.quantize.cache_scales import measure_cache_scales
+from visionllm_edge.export.quantize.quantize_llm import quantize_llm, weights_key
 from visionllm_edge.runtime.memory import available_bytes
 from visionllm_edge.runtime.ports import Array
 from visionllm_edge.runtime.targets import find_target
@@ -87,21 +88,22 @@ def build_decoder(
     """
     source, precision = plan.source, plan.precision
     config = source.config
+    calibration = None if plan.calibration is None else plan.calibration()
     weights: DecoderWeights = DenseWeights(source)
     if precision.quantized:
-        weights = quantize_llm(
-            source,
-            precision,
-            work,
-            calibration=None if plan.calibration is None else plan.calibration(),
-            progress=note,
-        )
+        weights = quantize_llm(source, precision, work, calibration=calibration, progress=note)
+    scales: CacheScales | None = None
+    if precision.cache == "int8":
+        assert calibration is not None, "a plan with a cache of int8 has a calibration"
+        key = weights_key(source, precision, calibration)
+        scales = measure_cache_scales(weights, config, calibration, work, source=key, progress=note)
+    del calibration
     (folder / "stages").mkdir()
     (folder / "golden").mkdir()
     graph, canonical = f"stages/{DECODER}.onnx", f"stages/{DECODER}.canonical.onnx"
     started = time.monotonic()
     with WeightFile(folder / "stages" / f"{DECODER}.weights") as file:
-        model = decoder_graph(config, weights, cache=precision.cache)
+        model = decoder_graph(config, weights, cache=precision.cache, cache_scales=scales)
         save_graph(DECODER, model, folder / canonical, file)
         lowering = [node.to_dict() for node in lower(model, find_target(target))]
         save_graph(DECODER, model, folder / graph, file)
@@ -112,11 +114,12 @@ def build_decoder(
         embed_rows(source, half=precision.quantized),
         quantized=precision.quantized,
         cache=precision.cache,
+        cache_scales=scales,
         note=_seldom(note),
     )
     ports = decoder_ports(config, cache=precision.cache)
     parity, extent = _compare(plan, weights, folder / graph, truth, target, note)
-    golden = _write_golden(folder, truth, quantized=precision.quantized)
+    golden = _write_golden(folder, truth)
     content = {
         "inputs": [port.to_dict() for port in ports.inputs],
         "outputs": [port.to_dict() for port in ports.outputs],
@@ -174,11 +177,11 @@ def _compare(
         extent["compared_rows_note"] = "a large model: fewer rows than for a small one"
     needed, free = graph.with_name(f"{DECODER}.weights").stat().st_size, available_bytes()
     if free is None or needed * _RUN_SHARE <= free:
-        check = check_graph(graph, ports, truth, quantized=precision.quantized, target=target)
-        return check, extent
+        return check_graph(graph, ports, truth, target=target), extent
     shallow = dataclasses.replace(
         config, num_hidden_layers=min(_SHALLOW_LAYERS, config.num_hidden_layers)
     )
+    scales = truth.cache_scales and truth.cache_scales[: shallow.num_hidden_layers]
     said = (
         f"the first {shallow.num_hidden_layers} of {config.num_hidden_layers} layers and the head "
         f"were compared: all need {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free"
@@ -187,7 +190,7 @@ def _compare(
     with tempfile.TemporaryDirectory(prefix="shallow-", dir=graph.parent) as scratch:
         part = Path(scratch) / graph.name
         with WeightFile(part.with_suffix(".weights")) as file:
-            model = decoder_graph(shallow, weights, cache=precision.cache)
+            model = decoder_graph(shallow, weights, cache=precision.cache, cache_scales=scales)
             file.take(model)
             lower(model, find_target(target))
             save_graph(DECODER, model, part, file)
@@ -200,33 +203,40 @@ def _compare(
                 embed_rows(plan.source, half=precision.quantized),
                 quantized=precision.quantized,
                 cache=precision.cache,
+                cache_scales=scales,
                 halves=False,
             ),
-            quantized=precision.quantized,
             target=target,
         )
     return check, extent | {"compared_layers_note": said}
 
 
-def _write_golden(folder: Path, truth: DecoderTruth, *, quantized: bool) -> dict[str, Any]:
+def _write_golden(folder: Path, truth: DecoderTruth) -> dict[str, Any]:
     relative = f"golden/{DECODER}.npz"
     np.savez_compressed(folder / relative, **golden_arrays(truth))  # type: ignore[arg-type]
     return {
         "file": relative,
         "bucket": None,
         "case": asdict(truth.cases[0]),
-        "limits": golden_limits(truth, quantized=quantized),
+        "limits": golden_limits(truth),
     }
 
 
 def _summary(parity: GraphParity, plan: DecoderPlan, target: str) -> dict[str, Any]:
     precision = find_target(target).precision  # of what is not weights
     summary = parity_summary(parity.shipped, precision)
-    if not plan.precision.quantized:
+    chosen = plan.precision
+    if not chosen.rounds:
         return summary
-    truth = {"truth": "torch float64 with the dequantised weights"}
+    weights = "the dequantised weights" if chosen.quantized else "the same weights"
+    truth = {"truth": f"torch float64 with {weights}"}
     exact = parity_summary(parity.exact, precision) | truth | {"control": f"torch {CONTROL.name}"}
     rule = f"error <= {ROUNDED_FACTOR:g} x control of the worst step + {FLOORS['int8']:g} x scale"
-    control = f"torch {CONTROL.name}, {ROUNDED.name}"
-    rounded = {"rule": rule, "control": control, "exact_activations": exact}
-    return summary | truth | rounded
+    rounded: dict[str, Any] = {"rule": rule, "exact_activations": exact}
+    eight = [ROUNDED.name] if chosen.quantized else []
+    if chosen.cache == "int8":
+        eight.append("int8 cache")
+        rounded["rule"] += "; of the cache in steps, half a step and 4 x what control has beyond it"
+        rounded |= {"cache_cut_off": parity.cut_off, "cache_cut_off_limit": MOST_CUT_OFF}
+        rounded |= {"cache_spread": parity.spread, "cache_spread_limit": SPREAD_FACTOR}
+    return summary | truth | rounded | {"control": f"torch {CONTROL.name}, {', '.join(eight)}"}

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from visionllm_edge.export.canonical import load_canonical
+from visionllm_edge.export.llm.decoder_graph import CacheScales
 from visionllm_edge.export.llm.decoder_weights import (
     HEAD,
     BlockLinear,
@@ -25,6 +26,7 @@ from visionllm_edge.runtime.errors import BundleError
 __all__ = ["BundleWeights"]
 
 _Number = TypeVar("_Number", bound=np.generic)
+_CACHED = ("key", "value")
 _STACKED = {"q_proj": "qkv_proj", "gate_proj": "gate_up_proj"}
 
 
@@ -51,10 +53,22 @@ class BundleWeights:
             if node.op_type in ("QuantizedLinear", "MatMul") and node.inputs[1] is not None
         }
 
+        self._attentions = {
+            node.name for node in model.graph if node.op_type == "QuantizedCachedAttention"
+        }
+
     @property
     def quantized(self) -> bool:
         """Whether a linear is in blocks."""
         return any(node.op_type == "QuantizedLinear" for node in self._nodes.values())
+
+    def cache_scales(self) -> CacheScales | None:
+        """Of a cache of int8, one pair for each layer; None for every other cache."""
+        scales: list[tuple[NDArray[np.float32], NDArray[np.float32]]] = []
+        while (name := f"model.layers.{len(scales)}.self_attn.attention") in self._attentions:
+            key, value = (self._array(f"{name}.{kind}_scale", np.float32) for kind in _CACHED)
+            scales.append((key, value))
+        return scales or None
 
     def norm(self, name: str) -> NDArray[np.float32]:
         """See `DecoderWeights`."""

@@ -118,7 +118,7 @@ def compile_language_model(
     progress.total = 5
     source = open_llm(path)
     tokenizer, prompt = convert_llm_tokenizer(source)
-    plan = plan_for_llm(source, tokenizer, precision, calibration_text)
+    plan = plan_for_llm(source, tokenizer, prompt, precision, calibration_text)
     precision = plan.precision
     progress.step(f"read {path.name}: {len(source.names())} tensors, tokenizer")
     with BundleWriter(output) as writer:

@@ -8,14 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from visionllm_edge.export.llm.decoder_weights import layer_linears
 from visionllm_edge.export.llm.hf_folder import VisionLLMWeights
-from visionllm_edge.export.llm.weights import LlmWeights
-from visionllm_edge.export.quantize.calibration import Calibration, text_calibration, text_id
+from visionllm_edge.export.llm.weights import EMBEDDING, LlmWeights
+from visionllm_edge.export.quantize.calibration import (
+    Calibration,
+    embed_ids,
+    text_calibration,
+    text_id,
+)
 from visionllm_edge.export.quantize.picture_calibration import picture_calibration
 from visionllm_edge.export.quantize.policy import LlmPrecision
 from visionllm_edge.runtime.errors import ConfigError
-from visionllm_edge.runtime.prompts import Text
+from visionllm_edge.runtime.manifest import PromptSpec
+from visionllm_edge.runtime.prompts import Text, Turn, conversation
 from visionllm_edge.runtime.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -25,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DecoderPlan", "plan_for_checkpoint", "plan_for_llm"]
 
+_QUESTION = "Which birds sing at night?"
 # Parts of a VisionLLM v2 that rows of the language model's input come from.
 _PICTURED = ("vis_encoder.", "vl_bridge.", "emb_embeddings_det.")
 
@@ -36,8 +45,8 @@ class DecoderPlan:
     Attributes:
         source: the stored weights.
         precision: of every part.
-        calibration: makes the sequences of the activation-aware search when they are needed; None
-            where the precision needs none.
+        calibration: makes the sequences of the activation-aware search and of the ranges of a cache
+            of int8 when they are needed; None where the precision needs none.
         calibration_id: what the sequences depend on besides the language model; empty without.
     """
 
@@ -50,10 +59,11 @@ class DecoderPlan:
 def plan_for_llm(
     source: LlmWeights,
     tokenizer: ConvertedTokenizer,
+    prompt: PromptSpec,
     precision: LlmPrecision,
     calibration_text: Path | None,
 ) -> DecoderPlan:
-    """A language model alone: calibrated on text.
+    """A language model alone: calibrated on text, ranges also on how its conversations begin.
 
     Raises:
         ConfigError: a calibration text that cannot be read, or that nothing would read.
@@ -70,11 +80,22 @@ def plan_for_llm(
             eos=tokenizer.eos,
             space_after_control=tokenizer.space_after_control,
         )
-        return text_calibration(
+        read = text_calibration(
             source, lambda text: words.encode([Text(text)], bos=False), calibration_text
         )
+        if precision.cache != "int8":
+            return read
+        asked = conversation(
+            [Turn(_QUESTION)], image=False, template=prompt.template, system=prompt.system
+        )
+        kept = words.encode(asked)[: source.config.max_position_embeddings]
+        opening = embed_ids(source.tensor(EMBEDDING), np.array(kept, np.int64))
+        return dataclasses.replace(read, openings=(opening,))
 
-    return DecoderPlan(source, precision, calibration, text_id(calibration_text))
+    made_of = text_id(calibration_text)
+    if precision.cache == "int8":
+        made_of += f" {prompt.template} {prompt.system} {tokenizer.bos}"
+    return DecoderPlan(source, precision, calibration, made_of)
 
 
 def plan_for_checkpoint(
@@ -117,11 +138,10 @@ def _as_stored(source: LlmWeights, precision: LlmPrecision) -> LlmPrecision:
 
 
 def _needs_calibration(precision: LlmPrecision, calibration_text: Path | None) -> bool:
-    if precision.method == "awq":
-        return True
-    if calibration_text is not None:
+    if calibration_text is not None and not precision.calibrated:
         raise ConfigError(
-            f"--calibration-text: expected --llm-precision int4-awq, which reads one, got "
-            f"{precision.option}. Leave it out, or choose int4-awq."
+            "--calibration-text: expected --llm-precision int4-awq or --llm-cache int8, which read "
+            f"one, got {precision.option} and {precision.cache}. Leave it out, or choose one of "
+            "them."
         )
-    return False
+    return precision.calibrated

@@ -120,9 +120,11 @@ def _judge(
         tuple(range(len(wanted))),
     )
     weights = BundleWeights(bundle)
-    control = ROUNDED if weights.quantized else CONTROL
-    cache = bundle.manifest.model.llm.cache
-    (run,) = run_streamed(weights, config, [case], [TRUTH, control], cache=cache)
+    cache, scales = bundle.manifest.model.llm.cache, weights.cache_scales()
+    control = ROUNDED if weights.quantized or scales is not None else CONTROL
+    (run,) = run_streamed(
+        weights, config, [case], [TRUTH, control], cache=cache, cache_scales=scales
+    )
     true, plain = (run.outputs[kind.name]["logits"].astype(np.float64) for kind in (TRUTH, control))
     floor = FLOORS[bundle.manifest.target.precision] * float(np.abs(true).max())
     allowed = CONTROL_FACTOR * float(np.abs(plain - true).max()) + floor

@@ -10,13 +10,15 @@ arithmetic        what it is
 ================  ================================================================================
 `TRUTH`           float64, nothing rounded in between
 `CONTROL`         float32 as PyTorch computes it, new rows of the cache rounded to the cache's type
+                  if that is one of floating point
 `ROUNDED`         the same, activations of quantised linears rounded to int8 per block, as the
-                  operator may at accuracy level 4
-`HALF` fp16/bf16  half precision as on a GPU, weights and cache too
+                  operator may at accuracy level 4, and new rows of a cache of int8 to whole steps
+`HALF` fp16/bf16  half precision as on a GPU, weights and cache too; a cache of int8 as above
 ================  ================================================================================
 
 A case may stand behind a prefix. The cache that its rows find is computed in float32 in the same
-pass, and is an input of the case in all arithmetics alike.
+pass, and is an input of the case in all arithmetics alike. Of a cache of int8 all outputs here are
+what its whole numbers stand for.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from torch.nn import functional as F  # noqa: N812
 from visionllm_edge.export.components.llm_decoder import rope_tables
 from visionllm_edge.export.config import LlmConfig
 from visionllm_edge.export.half_control import wide_kernels
+from visionllm_edge.export.llm.decoder_graph import CacheScales
 from visionllm_edge.export.llm.decoder_weights import (
     FINAL_NORM,
     HEAD,
@@ -62,6 +65,9 @@ __all__ = [
 # Numbers of a weight that are widened at once: 256 MB in float64.
 _CHUNK = 1 << 25
 _PREFIX = "prefix"
+_KINDS = ("key", "value")
+# A whole number of a cache of int8 goes from -127 to 127.
+_MOST = 127
 
 Rows = dict[str, Tensor]
 Note = Callable[[str], None]
@@ -74,12 +80,13 @@ class Arithmetic:
     Attributes:
         name: key of its outputs.
         dtype: of everything that is computed.
-        round_activations: to int8 before a quantised linear.
+        eight_bits: round what the graph holds in eight bits: activations in front of a quantised
+            linear, and a cache of int8.
     """
 
     name: str
     dtype: torch.dtype
-    round_activations: bool = False
+    eight_bits: bool = False
 
     @property
     def half(self) -> bool:
@@ -89,7 +96,7 @@ class Arithmetic:
 
 TRUTH = Arithmetic("truth", torch.float64)
 CONTROL = Arithmetic("float32", torch.float32)
-ROUNDED = Arithmetic("int8 activations", torch.float32, round_activations=True)
+ROUNDED = Arithmetic("int8 activations", torch.float32, eight_bits=True)
 HALF: Mapping[str, Arithmetic] = MappingProxyType(
     {
         "fp16": Arithmetic("fp16", torch.float16),
@@ -141,6 +148,7 @@ def run_streamed(
     *,
     first_only: Sequence[Arithmetic] = (),
     cache: str = "float32",
+    cache_scales: CacheScales | None = None,
     note: Note = lambda text: None,
 ) -> list[StreamedRun]:
     """Run every case in every arithmetic.
@@ -151,7 +159,8 @@ def run_streamed(
         cases: at least one.
         arithmetics: of all cases.
         first_only: further ones, of the first case alone.
-        cache: type of the cache's buffers, float32 or float16.
+        cache: type of the cache's buffers, float32, float16 or int8.
+        cache_scales: of a cache of int8, one pair for each layer.
         note: gets a line per layer.
 
     Returns:
@@ -160,7 +169,42 @@ def run_streamed(
     plans = [_Plan(a, list(range(len(cases)))) for a in arithmetics]
     plans += [_Plan(a, [0]) for a in first_only]
     with torch.no_grad():
-        return _Pass(weights, config, cases, plans, np.dtype(cache)).run(note)
+        return _Pass(weights, config, cases, plans, _Cache(cache, cache_scales)).run(note)
+
+
+class _Cache:
+    """How rows are held between steps."""
+
+    def __init__(self, kind: str, scales: CacheScales | None) -> None:
+        assert (kind == "int8") == (scales is not None), "a cache of int8 comes with scales"
+        self.dtype = torch.from_numpy(np.empty(0, kind)).dtype
+        self._steps = [
+            {
+                kind: torch.from_numpy(scale)[:, None]
+                for kind, scale in zip(_KINDS, pair, strict=True)
+            }
+            for pair in scales or ()
+        ]
+
+    def written(self, rows: Tensor, layer: int, part: str) -> Tensor:
+        """Rows [KV,s,Dh] as a buffer holds them."""
+        if not self._steps:
+            return rows.to(self.dtype)
+        steps = self._steps[layer][part].to(rows.dtype)
+        return torch.clamp(torch.round(rows / steps), -_MOST, _MOST).to(self.dtype)
+
+    def read(self, held: Tensor, layer: int, part: str) -> Tensor:
+        """What the numbers in a buffer stand for, of floating point."""
+        return held.float() * self._steps[layer][part] if self._steps else held
+
+    def rounded(self, rows: Tensor, layer: int, part: str, kind: Arithmetic) -> Tensor:
+        """New rows [KV,s,Dh] as the attention of an arithmetic sees them."""
+        if kind is TRUTH or (self._steps and not (kind.eight_bits or kind.half)):
+            return rows
+        if not self._steps:
+            return rows if kind.half else rows.to(self.dtype).to(kind.dtype)
+        steps = self._steps[layer][part].to(kind.dtype)
+        return self.written(rows, layer, part).to(kind.dtype) * steps
 
 
 @dataclass(frozen=True)
@@ -180,10 +224,10 @@ class _Pass:
         config: LlmConfig,
         cases: Sequence[DecoderCase],
         plans: list[_Plan],
-        cache: np.dtype[np.floating],
+        cache: _Cache,
     ) -> None:
         self._weights, self._config, self._cases, self._plans = weights, config, cases, plans
-        self._cache = torch.from_numpy(np.empty(0, cache)).dtype
+        self._cache = cache
         self._cos, self._sin = rope_tables(config)
         self._runs = [self._inputs(case) for case in cases]
         self._kinds = {plan.arithmetic.name: plan.arithmetic for plan in plans}
@@ -276,7 +320,7 @@ class _Pass:
         sums: Rows = {}
         if isinstance(linear, BlockLinear):
             for key, x in rows.items():
-                if self._kinds[key].round_activations:
+                if self._kinds[key].eight_bits:
                     rounded[key] = _rounded(x, linear.block_size)
                     sums[key] = x.reshape(len(x), -1, linear.block_size).sum(-1)
         for part, weight, zero_offset in _chunks(linear):
@@ -301,13 +345,15 @@ class _Pass:
         parts, start = [], 0
         for index, case in enumerate(self._cases):
             length = len(case.prefix)
-            rows, keys, values = self._attend(projected[_PREFIX][start : start + length], CONTROL)
+            rows, keys, values = self._attend(
+                layer, projected[_PREFIX][start : start + length], CONTROL
+            )
             parts.append(rows)
             start += length
-            for kind, made in (("key", keys), ("value", values)):
+            for kind, made in zip(_KINDS, (keys, values), strict=True):
                 heads, _, depth = made.shape
-                buffer = torch.zeros(1, heads, case.capacity, depth, dtype=self._cache)
-                buffer[0, :, :length] = made.to(self._cache)
+                buffer = torch.zeros(1, heads, case.capacity, depth, dtype=self._cache.dtype)
+                buffer[0, :, :length] = self._cache.written(made, layer, kind)
                 self._runs[index].inputs[f"{PAST_PREFIX}{layer}.{kind}"] = buffer.numpy()
         out[_PREFIX] = torch.cat(parts)
         for plan in self._plans:
@@ -315,12 +361,12 @@ class _Pass:
             for index in plan.cases:
                 length, past = len(self._cases[index].rows), len(self._cases[index].prefix)
                 inputs = self._runs[index].inputs
-                found = [
-                    torch.from_numpy(inputs[f"{PAST_PREFIX}{layer}.{kind}"])[0, :, :past]
-                    for kind in ("key", "value")
-                ]
+                found = []
+                for kind in _KINDS:
+                    held = torch.from_numpy(inputs[f"{PAST_PREFIX}{layer}.{kind}"])[0, :, :past]
+                    found.append(self._cache.read(held, layer, kind))
                 rows, keys, values = self._attend(
-                    projected[name][start : start + length], plan.arithmetic, found[0], found[1]
+                    layer, projected[name][start : start + length], plan.arithmetic, *found
                 )
                 parts.append(rows)
                 start += length
@@ -331,6 +377,7 @@ class _Pass:
 
     def _attend(
         self,
+        layer: int,
         rows: Tensor,
         kind: Arithmetic,
         past_key: Tensor | None = None,
@@ -350,10 +397,10 @@ class _Pass:
             for part in torch.split(rows, [heads * depth, kv * depth, kv * depth], dim=-1)
         )
         query, key = _rotate(query, cos, sin), _rotate(key, cos, sin)
-        if kind is not TRUTH:
-            key, value = (
-                t.to(kind.dtype if kind.half else self._cache).to(kind.dtype) for t in (key, value)
-            )
+        key, value = (
+            self._cache.rounded(made, layer, part, kind)
+            for part, made in zip(_KINDS, (key, value), strict=True)
+        )
         if past_key is not None and past_value is not None:
             key = torch.cat([past_key.to(kind.dtype), key], dim=1)
             value = torch.cat([past_value.to(kind.dtype), value], dim=1)

@@ -24,7 +24,7 @@ from visionllm_edge.runtime.errors import ConfigError
 if TYPE_CHECKING:
     from visionllm_edge.export.llm.weights import LlmWeights
 
-__all__ = ["TEXT", "Calibration", "text_calibration", "text_id"]
+__all__ = ["TEXT", "Calibration", "embed_ids", "text_calibration", "text_id"]
 
 TEXT = Path(__file__).with_name("calibration.txt")
 """The text that is taken if none is named."""
@@ -45,14 +45,17 @@ class Calibration:
     Attributes:
         sequences: embeddings [T,D] each, float32.
         origin: of the sequences, for reports.
+        openings: further ones, with the tokens that stand first when the model is used; for ranges.
+            What stands first in a sequence reaches farther than the rest.
     """
 
     sequences: tuple[Float, ...]
     origin: str
+    openings: tuple[Float, ...] = ()
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of all numbers."""
+        """SHA-256 of all numbers of the sequences; the openings are no part of it."""
         digest = hashlib.sha256()
         for rows in self.sequences:
             digest.update(f"{rows.shape}".encode())

@@ -7,8 +7,11 @@ linears          float32                                   blocks; a source's ow
 head             float32                                   int8 blocks, or float32 where it is small
 norms            float32                                   float32
 embedding table  float32                                   float16
-cache            float32                                   float16
+cache            float32, or int8                          float16, or int8
 ===============  ========================================  =====================================
+
+A cache of int8 goes with any weights: its scales come from what the compiled layers make of the
+calibration (`cache_scales`).
 
 The final norm is never touched by a scale search: what it gives is what decoders behind the
 language model read.
@@ -37,7 +40,7 @@ _Choice = TypeVar("_Choice")
 Weights = Literal["fp32", "int8", "int4"]
 Method = Literal["rtn", "awq"]
 Head = Literal["fp32", "int8"]
-Cache = Literal["float32", "float16"]
+Cache = Literal["float32", "float16", "int8"]
 
 PRECISIONS: dict[str, tuple[Weights, Method]] = {
     "fp32": ("fp32", "rtn"),
@@ -119,6 +122,16 @@ class LlmPrecision:
     def quantized(self) -> bool:
         """Whether the linears are in blocks."""
         return self.weights != "fp32"
+
+    @property
+    def rounds(self) -> bool:
+        """Whether eight bits hold what is computed: activations of blocks, or a cache of int8."""
+        return self.quantized or self.cache == "int8"
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether compiling reads calibration sequences."""
+        return self.method == "awq" or self.cache == "int8"
 
     @property
     def bits(self) -> int:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from visionllm_edge.export.llm.weights import LlmWeights
     from visionllm_edge.export.quantize.calibration import Calibration
 
-__all__ = ["quantize_llm"]
+__all__ = ["quantize_llm", "weights_key"]
 
 _HEAD_BITS = 8
 
@@ -68,7 +68,7 @@ def quantize_llm(
             "int4-awq: expected calibration sequences, got none. Name a text with "
             "--calibration-text, or choose int4."
         )
-    key = _key(weights, precision, calibration if precision.method == "awq" else None)
+    key = weights_key(weights, precision, calibration)
     search = None
     if precision.method == "awq":
         assert calibration is not None
@@ -143,7 +143,18 @@ def _matrix(weights: LlmWeights, name: str) -> NDArray[np.float32]:
     return array
 
 
-def _key(weights: LlmWeights, precision: LlmPrecision, calibration: Calibration | None) -> str:
+def weights_key(
+    weights: LlmWeights, precision: LlmPrecision, calibration: Calibration | None
+) -> str:
+    """What the compiled weights depend on, and our own code.
+
+    Args:
+        weights: of the decoder.
+        precision: of the linears and the head.
+        calibration: counts for the activation-aware search only.
+    """
+    if precision.method != "awq":
+        calibration = None
     parts = {
         "source": weights.fingerprint(),
         "precision": [precision.option, precision.block_size, precision.head],

@@ -13,7 +13,7 @@ in place, rows at and behind ``past_length`` are not read):
 | past_length | [1] | int64 |
 | hidden_rows, rows of this run that go through the end of the model | [r] | int64 |
 | logit_rows, which of these rows go through the head | [l] | int64 |
-| past_key_values.{i}.key / .value | [1,KV,C,Dh] | float32 or float16 |
+| past_key_values.{i}.key / .value | [1,KV,C,Dh] | float32, float16 or int8 |
 | logits | [l,V] | float32 |
 | hidden, after the final norm | [1,r,D] | float32 |
 | present.{i}.key / .value | [1,KV,C,Dh] | as the inputs |

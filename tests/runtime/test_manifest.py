@@ -92,7 +92,7 @@ def test_the_precision_of_the_language_model_has_defaults(content: dict[str, Any
         ("model/llm/precision", "int3", "precision expected fp32, int8, int4, int4-awq"),
         ("model/llm/precision", "fp32", "block_size expected 0 for fp32"),
         ("model/llm/block_size", 0, "a positive number for every other precision, got 0"),
-        ("model/llm/cache", "int8", "cache expected float32 or float16, got 'int8'"),
+        ("model/llm/cache", "int4", "cache expected float32, float16, int8, got 'int4'"),
     ],
 )
 def test_refusals_of_a_language_model(

@@ -72,6 +72,7 @@ def test_the_plan_counts_weights_cache_and_workspace() -> None:
     assert plan_memory(bundle(), context=100, buckets=2).workspace == 45 * MB
     half = plan_memory(bundle(cache="float16"), context=1000, buckets=1)
     assert (half.cache, half.other, half.bucketed) == (20 * MB, 150 * MB, 0)
+    assert plan_memory(bundle(cache="int8"), context=1000, buckets=1).cache == 10 * MB
 
 
 def test_a_stage_without_a_weights_file_counts_with_its_graph() -> None:
@@ -138,7 +139,7 @@ def test_a_refusal_names_ways_that_suffice_first_with_numbers() -> None:
     assert ways == [
         "a context of 704 instead of 2000 (--context 704) saves 52 MB, which is enough",
         "one size bucket at a time (--buckets 1) saves 100 MB, which is enough",
-        "weights of 8 bits (compile with --llm-precision int8) saves 734 MB, which is enough",
+        "a cache of eight bits (compile with --llm-cache int8) saves 60 MB, which is enough",
     ]
 
 
@@ -158,8 +159,11 @@ def test_a_way_that_does_not_suffice_comes_later_and_does_not_claim_to() -> None
             check(given, available)
         return str(caught.value).split("Ways out: ")[1].rstrip(".").split("; ")
 
-    context, free = ways(bundle(precision="int4", cache="float16", detector=False), 500 * MB)
+    context, narrower, free = ways(
+        bundle(precision="int4", cache="float16", detector=False), 500 * MB
+    )
     assert context == "a context of 128 instead of 2000 (--context 128) saves 37 MB"
+    assert narrower == "a cache of eight bits (compile with --llm-cache int8) saves 20 MB"
     assert free == "643 MB more free, with other programs closed"
     found = ways(bundle(detector=False), 100 * MB)
     assert ["4 bits" in found[0], "8 bits" in found[1], "--context" in found[2]] == [True] * 3

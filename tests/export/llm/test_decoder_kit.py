@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -13,7 +14,9 @@ from visionllm_edge.export.explain import Choices, explain_bundle
 from visionllm_edge.export.kit import KitOptions, make_kit
 from visionllm_edge.runtime.bundle import Bundle
 from visionllm_edge.runtime.cli import main
+from visionllm_edge.runtime.engines.golden import compare, read_golden
 from visionllm_edge.runtime.engines.kit_folder import Kit
+from visionllm_edge.runtime.errors import ParityError
 from visionllm_edge.runtime.targets import TARGETS
 
 CONTEXT = SMALL.max_position_embeddings
@@ -23,8 +26,20 @@ CONTEXT = SMALL.max_position_embeddings
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     folder = tmp_path_factory.mktemp("kit")
     write_llama_folder(folder / "llama")
+    return _compile(folder, "--llm-precision", "int4")
+
+
+@pytest.fixture(scope="module")
+def byte_cache(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Weights in fp32, keys and values in bytes."""
+    folder = tmp_path_factory.mktemp("kit8")
+    write_llama_folder(folder / "llama")
+    return _compile(folder, "--llm-cache", "int8")
+
+
+def _compile(folder: Path, *options: str) -> Bundle:
     arguments = ["compile", str(folder / "llama"), "-o", str(folder / "bundle"), "--no-cache"]
-    done = CliRunner().invoke(main, [*arguments, "--llm-precision", "int4"])
+    done = CliRunner().invoke(main, [*arguments, *options])
     assert done.exit_code == 0, done.output
     return Bundle.open(folder / "bundle")
 
@@ -55,6 +70,41 @@ def test_the_numbers_hold_on_every_kind_of_target(
     expected = f"{kind} [1, {heads}, {CONTEXT}, {depth}]"
     assert plan.inputs["past_key_values.0.key"] == expected
     assert plan.outputs["present.1.value"] == expected
+
+
+@pytest.mark.parametrize(
+    ("target", "precision"),
+    [("rtx-ada", "fp16"), ("jetson-orin-jp6", "fp32"), ("jetson-thor", "bf16")],
+)
+def test_a_cache_of_bytes_stays_one_and_the_numbers_hold(
+    byte_cache: Bundle, target: str, precision: str
+) -> None:
+    choices = dataclasses.replace(Choices(), precision=precision, check=True)
+    (plan,) = explain_bundle(byte_cache, TARGETS[target], choices)
+    assert {form.op: form.form for form in plan.forms} == {
+        "GatedSilu": "inline",
+        "QuantizedCachedAttention": "inline",
+    }
+    assert "numbers in ONNX Runtime: right" in plan.checks[-1]
+    expected = f"int8 [1, {SMALL.num_key_value_heads}, {CONTEXT}, {SMALL.head_dim}]"
+    assert plan.inputs["past_key_values.0.key"] == expected
+    assert plan.outputs["present.1.value"] == expected
+
+
+def test_its_kit_checks_engines_in_steps(byte_cache: Bundle, tmp_path: Path) -> None:
+    make_kit(byte_cache.root, tmp_path / "kit", "rtx-ada", KitOptions(context=64))
+    kit = Kit.open(tmp_path / "kit")
+    (plan,) = kit.plan.stages
+    assert plan.golden is not None
+    inputs, outputs = read_golden(kit.file(plan.golden.file))
+    assert inputs["past_key_values.0.key"].dtype == np.int8
+    # A device compares whole numbers with fractions of a step, and needs no scales.
+    name = "present.1.value"
+    assert 64 < np.abs(outputs[name]).max() <= 127
+    compare(plan.name, {**outputs, name: np.rint(outputs[name])}, outputs, plan.golden.limits)
+    wrong = {**outputs, name: np.rint(np.asarray(outputs[name], np.float32) * 1.2)}
+    with pytest.raises(ParityError, match=f"output '{name}' is wrong"):
+        compare(plan.name, wrong, outputs, plan.golden.limits)
 
 
 def test_a_kit_holds_the_packed_weights_and_both_profiles(bundle: Bundle, tmp_path: Path) -> None:

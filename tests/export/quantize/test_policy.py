@@ -14,6 +14,24 @@ def test_defaults() -> None:
     assert LlmPrecision.from_options("int8", 128, cache="float32").cache == "float32"
 
 
+@pytest.mark.parametrize(
+    ("precision", "cache", "calibrated", "rounds"),
+    [
+        ("fp32", None, False, False),
+        ("fp32", "float16", False, False),
+        ("fp32", "int8", True, True),
+        ("int4", None, False, True),
+        ("int4", "int8", True, True),
+        ("int4-awq", None, True, True),
+    ],
+)
+def test_a_cache_of_bytes_is_calibrated_beside_any_weights(
+    precision: str, cache: str | None, calibrated: bool, rounds: bool
+) -> None:
+    made = LlmPrecision.from_options(precision, cache=cache)
+    assert (made.calibrated, made.rounds) == (calibrated, rounds)
+
+
 @pytest.mark.parametrize("word", ["fp32", "int8", "int4", "int4-awq"])
 def test_option_is_what_was_asked(word: str) -> None:
     assert LlmPrecision.from_options(word).option == word
@@ -35,7 +53,7 @@ def test_head_by_its_size_unless_chosen() -> None:
         ({"precision": "fp32", "block": 32}, "--llm-block: expected a quantised precision"),
         ({"precision": "fp32", "head": "int8"}, "--llm-head int8: expected a quantised"),
         ({"precision": "int4", "head": "int4"}, "--llm-head: expected one of fp32, int8"),
-        ({"precision": "int4", "cache": "int8"}, "--llm-cache: expected one of float32, float16"),
+        ({"precision": "int4", "cache": "int4"}, "--llm-cache: expected one of float32, float16"),
     ],
 )
 def test_what_cannot_be_is_refused(options: dict[str, object], message: str) -> None:
