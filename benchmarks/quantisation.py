@@ -63,29 +63,40 @@ class Variant:
     Attributes:
         precision: word of ``--llm-precision``.
         block: of ``--llm-block``; 0 for fp32.
+        cache: of ``--llm-cache``; None for the default.
     """
 
     precision: str
     block: int = 0
+    cache: str | None = None
 
     @property
     def name(self) -> str:
         """For tables and folders."""
-        return f"{self.precision}-b{self.block}" if self.block else self.precision
+        parts = [self.precision]
+        if self.block:
+            parts.append(f"b{self.block}")
+        if self.cache is not None:
+            parts.append(f"cache-{self.cache}")
+        return "-".join(parts)
 
     @property
     def options(self) -> list[str]:
         """Of the compile command."""
         block = ["--llm-block", str(self.block)] if self.block else []
-        return ["--llm-precision", self.precision, *block]
+        cache = [] if self.cache is None else ["--llm-cache", self.cache]
+        return ["--llm-precision", self.precision, *block, *cache]
 
 
 VARIANTS = (
     Variant("fp32"),
+    Variant("fp32", cache="float16"),
+    Variant("fp32", cache="int8"),
     Variant("int8", 32),
     Variant("int8", 128),
     Variant("int4", 32),
     Variant("int4-awq", 32),
+    Variant("int4-awq", 32, "int8"),
     Variant("int4", 128),
     Variant("int4-awq", 128),
 )
@@ -252,6 +263,7 @@ def _judge(
         "block_size": spec.block_size,
         "cache": spec.cache,
         "weight_bytes": engine.sizes.weight_bytes,
+        "cache_bytes": engine.sizes.cache_bytes,
         **score.to_dict(),
         **agreement.to_dict(),
     }

@@ -24,16 +24,17 @@ def table(result: Mapping[str, Any]) -> str:
         f"{result['window']}, {result['prompts']} prompts of up to {result['answer_tokens']} "
         f"tokens, on {environment['processor']}, {environment['threads']} threads.",
         "",
-        "| language model | block | decoder MB | perplexity | to torch | KL, nats | same choice "
-        "| same tokens | same answers |",
-        "|---|---|---|---|---|---|---|---|---|",
-        f"| torch fp32 | | | {reference['perplexity']:.3f} | | | | | |",
+        "| language model | block | decoder MB | cache | cache MB | perplexity | to torch "
+        "| KL, nats | same choice | same tokens | same answers |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+        f"| torch fp32 | | | | | {reference['perplexity']:.3f} | | | | | |",
     ]
     for row in result["variants"].values():
         change = row["perplexity"] / reference["perplexity"] - 1
         lines.append(
             f"| {_NAMES[row['precision']]} | {row['block_size'] or ''} "
-            f"| {row['weight_bytes'] / 1e6:.0f} | {row['perplexity']:.3f} | {change:+.2%} "
+            f"| {row['weight_bytes'] / 1e6:.0f} | {row['cache']} | {row['cache_bytes'] / 1e6:.0f} "
+            f"| {row['perplexity']:.3f} | {change:+.2%} "
             f"| {row['divergence']:.4f} | {row['same_choice']:.1%} | {row['same_tokens']:.1%} "
             f"| {row['same_answers']:.0%} |"
         )

@@ -17,6 +17,8 @@ def result() -> dict[str, Any]:
         "precision": "int4-awq",
         "block_size": 32,
         "weight_bytes": 90e6,
+        "cache": "int8",
+        "cache_bytes": 12e6,
         "perplexity": 21.0,
         "divergence": 0.0512,
         "same_choice": 0.9,
@@ -36,8 +38,11 @@ def result() -> dict[str, Any]:
 
 def test_a_row_says_how_far_it_is_from_torch() -> None:
     text = table(result())
-    assert "| torch fp32 | | | 20.000 |" in text
-    assert "| INT4 AWQ | 32 | 90 | 21.000 | +5.00% | 0.0512 | 90.0% | 40.0% | 30% |" in text
+    assert "| torch fp32 | | | | | 20.000 |" in text
+    row = "| INT4 AWQ | 32 | 90 | int8 | 12 | 21.000 | +5.00% | 0.0512 | 90.0% | 40.0% | 30% |"
+    assert row in text
+    columns = {line.count("|") for line in text.splitlines() if line.startswith("|")}
+    assert columns == {12}
 
 
 def test_only_what_stands_between_the_markers_changes(tmp_path: Path) -> None:
@@ -63,8 +68,11 @@ def test_every_variant_is_an_option_of_compile() -> None:
     from visionllm_edge.export.quantize.policy import LlmPrecision
 
     for variant in VARIANTS:
-        made = LlmPrecision.from_options(variant.precision, variant.block or None)
+        made = LlmPrecision.from_options(
+            variant.precision, variant.block or None, cache=variant.cache
+        )
         assert made.option == variant.precision
+        assert variant.cache in (None, made.cache)
     assert len({variant.name for variant in VARIANTS}) == len(VARIANTS)
 
 

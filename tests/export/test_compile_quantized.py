@@ -151,6 +151,19 @@ def _forms(lowering: Mapping[str, object]) -> list[dict[str, str]]:
     return forms
 
 
+def test_a_cache_of_bytes_has_a_control_end_to_end(
+    fp32: CompileReport, checkpoint: Path, cache: StageCache, tmp_path: Path
+) -> None:
+    llm = LlmPrecision.from_options("fp32", cache="int8")
+    report = compile_checkpoint(checkpoint, tmp_path / "bundle", cache=cache, llm=llm)
+    assert report.built == ("llm_decoder",) and report.reused == OTHERS
+    # Weights are the checkpoint's own, and still something is rounded.
+    assert "control" not in fp32.end_to_end
+    assert report.end_to_end["against"] == "torch"
+    assert set(report.end_to_end["control"]) < set(report.end_to_end)
+    assert len(verify_bundle(report.bundle).stages) == len(NAMES)
+
+
 def test_stages_in_int8_verify_both_ways(int8: CompileReport, checkpoint: Path) -> None:
     assert [stage.stage for stage in verify_bundle(int8.bundle).stages] == list(NAMES)
     verdict = verify_bundle(int8.bundle, checkpoint=checkpoint)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -29,6 +31,7 @@ from visionllm_edge.export.parity import MOST_CUT_OFF
 from visionllm_edge.runtime.errors import ParityError
 
 Float = NDArray[np.float64]
+Pair = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 CASES = [decoder_case(6, 5, 16), decoder_case(24, 0, 24, seed=1)]
 SHAPE = CONFIG.num_key_value_heads, CONFIG.head_dim
@@ -120,11 +123,12 @@ def test_right_ranges_hold_what_torch_sees(right: CacheScales) -> None:
 def test_wrong_ranges_are_refused_though_the_control_shares_them(
     right: CacheScales, fault: str
 ) -> None:
-    wrong: CacheScales = {
-        "a quarter": [(keys / 4, values / 4) for keys, values in right],
-        "the next channel": [(np.roll(k, 1, -1), np.roll(v, 1, -1)) for k, v in right],
-        "each other's": [(values, keys) for keys, values in right],
-    }[fault]
+    faults: dict[str, Callable[[Pair], Pair]] = {
+        "a quarter": lambda pair: (pair[0] / np.float32(4), pair[1] / np.float32(4)),
+        "the next channel": lambda pair: (np.roll(pair[0], 1, -1), np.roll(pair[1], 1, -1)),
+        "each other's": lambda pair: (pair[1], pair[0]),
+    }
+    wrong = [faults[fault](pair) for pair in right]
     with pytest.raises(
         ParityError, match=r"cache of int8: expected the ranges .* of layer \d"
     ) as e:

@@ -88,7 +88,8 @@ def test_it_goes_with_any_weights(
     assert verify_bundle(report.bundle).against == "golden files"
     verdict = verify_bundle(report.bundle, checkpoint=folder).stages[0]
     assert verdict.comparisons == len(parity["runs"]) * (2 + 2 * SMALL.num_hidden_layers) * 2
-    forms = {(node["op"], node["form"]) for node in stage.lowering[stage.variants[0].model]}
+    lowering: dict[str, Any] = dict(stage.lowering)
+    forms = {(node["op"], node["form"]) for node in lowering[stage.variants[0].model]}
     assert ("QuantizedCachedAttention", "cpu_kernel") in forms
     assert "CachedAttention" not in {op for op, _ in forms}
 
