@@ -240,7 +240,11 @@ TABLE: Mapping[str, Mapping[str, tuple[str, ...]]] = MappingProxyType(
             "plugins": ("inline",),
             "standard": ("inline",),
         },
-        "GatherRows": {"onnxruntime": ("cpu_kernel",)},
+        "GatherRows": {
+            "onnxruntime": ("cpu_kernel",),
+            "plugins": ("inline",),
+            "standard": ("inline",),
+        },
         "GridSamplePromptPool": {
             "onnxruntime": ("cpu_kernel",),
             "plugins": ("plugin", "inline"),
@@ -256,13 +260,21 @@ TABLE: Mapping[str, Mapping[str, tuple[str, ...]]] = MappingProxyType(
             "plugins": ("inline",),
             "standard": ("inline",),
         },
-        "QuantizedDense": {"onnxruntime": ("cpu_kernel",)},
+        "QuantizedDense": {
+            "onnxruntime": ("cpu_kernel",),
+            "plugins": ("inline",),
+            "standard": ("inline",),
+        },
         "QuantizedLinear": {
             "onnxruntime": ("cpu_kernel",),
             "plugins": ("dequantize_linear", "dequantize_linear_int8"),
             "standard": ("dequantize_linear", "dequantize_linear_int8"),
         },
-        "RowNormalization": {"onnxruntime": ("cpu_kernel",)},
+        "RowNormalization": {
+            "onnxruntime": ("cpu_kernel",),
+            "plugins": ("inline",),
+            "standard": ("inline",),
+        },
         "UnmaskedAttention": {
             "onnxruntime": ("cpu_kernel",),
             "plugins": ("inline",),
