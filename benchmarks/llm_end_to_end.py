@@ -94,6 +94,8 @@ def _config(shape: str) -> dict[str, Any]:
     sizes = SHAPES[shape]
     with resources.as_file(resources.files("visionllm_edge.export.tiny") / "checkpoint") as tiny:
         config: dict[str, Any] = json.loads((tiny / "config.json").read_text(encoding="utf-8"))
+    for part in ("use_region_encoder", "use_unipose", "use_sd", "use_ip2p"):
+        config[part] = False  # they take no part in an answer in words
     config["vis_encoder_config"] = released_config()["vis_encoder_config"]
     config["llm_config"] |= {
         "vocab_size": sizes.vocab_size,
