@@ -66,13 +66,14 @@ def test_eight_bits_where_the_hardware_has_them() -> None:
     quantized = {name: target.quantized for name, target in TARGETS.items()}
     both = {"rtx-ada", "rtx-blackwell", "dgx-spark", "jetson-thor", "jetson-thor-jp72", "h100"}
     assert {name for name, kinds in quantized.items() if "fp8" in kinds} == both | {"b200"}
-    assert {name for name, kinds in quantized.items() if not kinds} == {"cpu"}
-    assert find_target("rtx-turing").resolve_precision("int8") == "int8"
+    assert all("int8" in kinds for kinds in quantized.values())
+    for name in ("rtx-turing", "cpu"):
+        assert find_target(name).resolve_precision("int8") == "int8"
     for name in ("rtx-turing", "rtx-ampere", "jetson-orin-jp6", "jetson-orin-jp7", "a100"):
         with pytest.raises(ConfigError, match=f"'{name}': precision 'fp8'.*hardware.*has no fp8"):
             find_target(name).resolve_precision("fp8")
-    with pytest.raises(ConfigError, match="'cpu': precision 'int8' expected one of fp32"):
-        find_target("cpu").resolve_precision("int8")
+    with pytest.raises(ConfigError, match="'cpu': precision 'fp8' expected one of fp32, int8"):
+        find_target("cpu").resolve_precision("fp8")
 
 
 def test_an_unknown_target_is_refused() -> None:
