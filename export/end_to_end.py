@@ -7,9 +7,9 @@ live in `visionllm_edge.export.parity`.
 
 A bundle whose language model is quantised is compared with torch that has the same, dequantised
 weights. It rounds activations where torch does not, and so does a control; ours may be off by twice
-as much as that. A cache of int8 is rounded in that control too, whatever the weights are. How far
-the bundle is from the unquantised model is reported beside it. Other stages in
-int8 have the control of their own gate in the place of torch in that control.
+as much as that. A cache of int8 is rounded in that control too, whatever the weights are, and other
+stages in int8 have the control of their own gate in the place of torch there. How far the bundle is
+from the unquantised model is reported beside it.
 """
 
 from __future__ import annotations

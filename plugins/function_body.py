@@ -9,10 +9,30 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from visionllm_edge.plugins.semantic_op import DOMAIN, SemanticOp
+
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["FunctionBody"]
+__all__ = ["FunctionBody", "require_opset"]
+
+
+def require_opset(op: SemanticOp, opset: int, lowest: int, highest: int, hint: str = "") -> None:
+    """Refuse an opset at which the body of an operator cannot be written.
+
+    Args:
+        op: the operator.
+        opset: of the model.
+        lowest: first opset that has what the body uses.
+        highest: last one.
+        hint: the next step, where there is one.
+
+    Raises:
+        ValueError: opset outside lowest..highest.
+    """
+    if not lowest <= opset <= highest:
+        text = f"{op.name}: opset expected {lowest}..{highest}, got {opset}."
+        raise ValueError(f"{text} {hint}".rstrip())
 
 
 class FunctionBody:
@@ -65,3 +85,33 @@ class FunctionBody:
         )
         self.nodes.append(node)
         return f"{self.prefix}attr_{name}"
+
+    def inputs(self, op: SemanticOp) -> list[str]:
+        """Names of the operator's inputs inside the body, in order."""
+        return [self.prefix + port.name for port in op.inputs]
+
+    def function(
+        self, op: SemanticOp, outputs: list[str], *, opset: int, contrib: str | None = None
+    ) -> onnx.FunctionProto:
+        """The function of an operator with these nodes.
+
+        Args:
+            op: whose inputs and attributes it has.
+            outputs: names inside the body, in order.
+            opset: default-domain opset of the model.
+            contrib: a further domain that the nodes use, at version 1.
+        """
+        from onnx import helper
+
+        opsets = [helper.make_opsetid("", opset)]
+        if contrib is not None:
+            opsets.append(helper.make_opsetid(contrib, 1))
+        return helper.make_function(
+            DOMAIN,
+            op.name,
+            self.inputs(op),
+            outputs,
+            self.nodes,
+            opsets,
+            attributes=[name for name, _ in op.attributes],
+        )

@@ -42,7 +42,6 @@ from visionllm_edge.export.passes.attention_heads import (
 from visionllm_edge.export.passes.axis_views import Size
 from visionllm_edge.export.passes.drop_dead_code import drop_dead_code
 from visionllm_edge.export.passes.new_nodes import NewNodes
-from visionllm_edge.plugins.semantic_op import DOMAIN, PLUGIN_NAMESPACE, PLUGIN_VERSION
 from visionllm_edge.plugins.unmasked_attention.spec import UNMASKED_ATTENTION
 
 __all__ = ["MOST_NUMBERS", "fuse_attention"]
@@ -227,30 +226,23 @@ def _write(graph: ir.Graph, softmax: ir.Node, match: _Match) -> None:
         for side, name in ((match.query, "query"), (match.key, "key"), (match.value, "value"))
     ]
     inputs += [new.constant("bias", match.bias), new.constant("bias_index", match.bias_index)]
-    attention = ir.Node(
-        DOMAIN,
-        UNMASKED_ATTENTION.name,
+    shape = inputs[0].shape
+    assert shape is not None, "its axes were followed"
+    y = new.semantic(
+        UNMASKED_ATTENTION,
         inputs,
-        [
-            ir.AttrInt64("num_heads", heads),
-            ir.AttrFloat32("scale", match.scale),
-            ir.AttrString("plugin_version", PLUGIN_VERSION),
-            ir.AttrString("plugin_namespace", PLUGIN_NAMESPACE),
-        ],
-        num_outputs=1,
-        name=softmax.name,
+        "attention",
+        list(shape),
+        num_heads=heads,
+        scale=float(match.scale),
     )
-    new.nodes.append(attention)
-    y = attention.outputs[0]
-    y.name, y.type = f"{match.y.name}.fused", ir.TensorType(ir.DataType.FLOAT)
-    y.shape = inputs[0].shape
     last = match.y.producer()
     assert last is not None, "heads were joined by a node"
     if match.rank != 3:
-        rows, shape = match.query.rows, match.query.rows.shape
-        assert shape is not None, "its axes were followed"
+        rows, whole = match.query.rows, match.query.rows.shape
+        assert whole is not None, "its axes were followed"
         target = new.add("Shape", [rows], "y_shape", dtype=ir.DataType.INT64, shape=[match.rank])
-        y = new.add("Reshape", [y, target], "y", dtype=ir.DataType.FLOAT, shape=list(shape))
+        y = new.add("Reshape", [y, target], "y", dtype=ir.DataType.FLOAT, shape=list(whole))
     new.replace(last, y)
 
 

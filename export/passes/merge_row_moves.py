@@ -29,7 +29,6 @@ from visionllm_edge.export.passes.append_functions import append_functions
 from visionllm_edge.export.passes.drop_dead_code import drop_dead_code
 from visionllm_edge.export.passes.new_nodes import NewNodes
 from visionllm_edge.plugins.gather_rows.spec import GATHER_ROWS
-from visionllm_edge.plugins.semantic_op import DOMAIN, PLUGIN_NAMESPACE, PLUGIN_VERSION
 
 __all__ = ["merge_row_moves"]
 
@@ -238,16 +237,7 @@ def _write(graph: ir.Graph, value: ir.Value, found: _Moved) -> None:
     columns = whole[-1]
     flat = _shaped(new, found.source, "flat", (prod(whole[:-1]), columns))
     index = new.constant("index", np.ascontiguousarray(found.rows.reshape(-1)))
-    gathered = new.add(
-        GATHER_ROWS.name,
-        [flat, index],
-        "gathered",
-        dtype=ir.DataType.FLOAT,
-        shape=(found.rows.size, columns),
-        domain=DOMAIN,
-        plugin_version=PLUGIN_VERSION,
-        plugin_namespace=PLUGIN_NAMESPACE,
-    )
+    gathered = new.semantic(GATHER_ROWS, [flat, index], "gathered", (found.rows.size, columns))
     shaped = _shaped(new, gathered, "map", sizes)
     graph.insert_after(producer, new.nodes)
     ir.convenience.replace_all_uses_with(value, shaped, replace_graph_outputs=True)

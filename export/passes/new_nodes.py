@@ -8,6 +8,13 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from visionllm_edge.plugins.semantic_op import (
+    DOMAIN,
+    PLUGIN_NAMESPACE,
+    PLUGIN_VERSION,
+    SemanticOp,
+)
+
 __all__ = ["Axes", "NewNodes"]
 
 Axes = Sequence[int | str | ir.SymbolicDim]
@@ -54,6 +61,27 @@ class NewNodes:
         output.shape = ir.Shape(list(shape))
         self.nodes.append(node)
         return output
+
+    def semantic(
+        self,
+        op: SemanticOp,
+        inputs: Sequence[ir.Value],
+        name: str,
+        shape: Axes,
+        **attributes: int | float,
+    ) -> ir.Value:
+        """Append a node of an operator of ours with one float32 output; returns that output."""
+        return self.add(
+            op.name,
+            inputs,
+            name,
+            dtype=ir.DataType.FLOAT,
+            shape=shape,
+            domain=DOMAIN,
+            plugin_version=PLUGIN_VERSION,
+            plugin_namespace=PLUGIN_NAMESPACE,
+            **attributes,
+        )
 
     def like(self, op: str, inputs: Sequence[ir.Value], name: str, shape: Axes) -> ir.Value:
         """Append an elementwise node in the type of its first input."""

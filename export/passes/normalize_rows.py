@@ -15,7 +15,6 @@ import onnx_ir as ir
 from visionllm_edge.export.passes.append_functions import append_functions
 from visionllm_edge.export.passes.new_nodes import NewNodes
 from visionllm_edge.plugins.row_normalization.spec import ROW_NORMALIZATION
-from visionllm_edge.plugins.semantic_op import DOMAIN, PLUGIN_NAMESPACE, PLUGIN_VERSION
 
 __all__ = ["LONG_ROW", "normalize_rows"]
 
@@ -61,17 +60,13 @@ def _write(graph: ir.Graph, node: ir.Node) -> None:
     shape = inputs[0].shape
     assert shape is not None, "checked before"
     new = NewNodes(graph, f"{node.name}.")
-    y = new.add(
-        ROW_NORMALIZATION.name,
+    y = new.semantic(
+        ROW_NORMALIZATION,
         inputs,
         "rows",
-        dtype=ir.DataType.FLOAT,
-        shape=list(shape),
-        domain=DOMAIN,
+        list(shape),
         epsilon=float(np.float32(node.attributes.get_float("epsilon", _EPSILON))),
         parts=_parts(_row(node)),
-        plugin_version=PLUGIN_VERSION,
-        plugin_namespace=PLUGIN_NAMESPACE,
     )
     new.replace(node, y)
 

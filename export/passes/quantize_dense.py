@@ -36,7 +36,6 @@ from visionllm_edge.export.passes.quantize_dequantize import weight_of
 from visionllm_edge.export.passes.quantized_keep_list import quantizable_layers
 from visionllm_edge.export.quantize.matrix import BlockQuantized, quantize_blocks
 from visionllm_edge.plugins.quantized_dense.spec import ACTIVATIONS, QUANTIZED_DENSE
-from visionllm_edge.plugins.semantic_op import DOMAIN, PLUGIN_NAMESPACE, PLUGIN_VERSION
 
 __all__ = ["dense_layers", "quantize_dense"]
 
@@ -286,22 +285,15 @@ def _dense(
         new.constant(f"{label}.scales", rounded.scales),
         new.constant(f"{label}.bias", layer.bias),
     ]
-    sizes = {
-        "K": rounded.columns,
-        "N": rounded.rows,
-        "bits": BITS,
-        "block_size": rounded.block_size,
-        "accuracy_level": _ROUNDED,
-        "activation": layer.activation,
-    }
-    return new.add(
-        QUANTIZED_DENSE.name,
+    return new.semantic(
+        QUANTIZED_DENSE,
         [x, *constants],
         "dense",
-        dtype=ir.DataType.FLOAT,
-        shape=shape,
-        domain=DOMAIN,
-        plugin_version=PLUGIN_VERSION,
-        plugin_namespace=PLUGIN_NAMESPACE,
-        **sizes,
+        shape,
+        K=rounded.columns,
+        N=rounded.rows,
+        bits=BITS,
+        block_size=rounded.block_size,
+        accuracy_level=_ROUNDED,
+        activation=layer.activation,
     )

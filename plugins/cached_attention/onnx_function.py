@@ -28,8 +28,7 @@ import onnx
 from onnx import AttributeProto, TensorProto, helper
 
 from visionllm_edge.plugins.cached_attention.spec import CACHED_ATTENTION
-from visionllm_edge.plugins.function_body import FunctionBody
-from visionllm_edge.plugins.semantic_op import DOMAIN
+from visionllm_edge.plugins.function_body import FunctionBody, require_opset
 
 __all__ = [
     "CONTRIB_DOMAIN",
@@ -84,25 +83,14 @@ def build_function(
     Raises:
         ValueError: an opset that does not have it.
     """
-    if not WRITINGS[writing] <= opset <= MAX_OPSET:
-        raise ValueError(
-            f"CachedAttention: opset expected {WRITINGS[writing]}..{MAX_OPSET}, got {opset}. "
-            "Export the decoder at opset 21."
-        )
+    require_opset(
+        CACHED_ATTENTION, opset, WRITINGS[writing], MAX_OPSET, "Export the decoder at opset 21."
+    )
     body = FunctionBody(_PREFIX)
-    names = [_PREFIX + port.name for port in CACHED_ATTENTION.inputs]
+    names = body.inputs(CACHED_ATTENTION)
     outputs = _contrib(body, *names) if contrib else standard_body(body, writing, names)
-    opsets = [helper.make_opsetid("", opset)]
-    if contrib:
-        opsets.append(helper.make_opsetid(CONTRIB_DOMAIN, 1))
-    return helper.make_function(
-        DOMAIN,
-        CACHED_ATTENTION.name,
-        names,
-        outputs,
-        body.nodes,
-        opsets,
-        attributes=[name for name, _ in CACHED_ATTENTION.attributes],
+    return body.function(
+        CACHED_ATTENTION, outputs, opset=opset, contrib=CONTRIB_DOMAIN if contrib else None
     )
 
 

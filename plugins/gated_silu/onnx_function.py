@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import onnx
-from onnx import helper
 
-from visionllm_edge.plugins.function_body import FunctionBody
+from visionllm_edge.plugins.function_body import FunctionBody, require_opset
 from visionllm_edge.plugins.gated_silu.spec import GATED_SILU
-from visionllm_edge.plugins.semantic_op import DOMAIN
 
 __all__ = ["MAX_OPSET", "MIN_OPSET", "build_function"]
 
@@ -22,19 +20,11 @@ def build_function(*, opset: int) -> onnx.FunctionProto:
     Raises:
         ValueError: opset outside 18..24.
     """
-    if not MIN_OPSET <= opset <= MAX_OPSET:
-        raise ValueError(f"GatedSilu: opset expected {MIN_OPSET}..{MAX_OPSET}, got {opset}.")
+    require_opset(GATED_SILU, opset, MIN_OPSET, MAX_OPSET)
     body = FunctionBody(_PREFIX)
     gate_up = _PREFIX + GATED_SILU.inputs[0].name
     gate, up = body.add_pair("Split", [gate_up], ("gate", "up"), axis=-1, num_outputs=2)
     sigmoid = body.add("Sigmoid", [gate], "sigmoid")
     silu = body.add("Mul", [gate, sigmoid], "silu")
     y = body.add("Mul", [silu, up], GATED_SILU.outputs[0].name)
-    return helper.make_function(
-        DOMAIN,
-        GATED_SILU.name,
-        [gate_up],
-        [y],
-        body.nodes,
-        [helper.make_opsetid("", opset)],
-    )
+    return body.function(GATED_SILU, [y], opset=opset)

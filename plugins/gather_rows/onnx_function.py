@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
-from visionllm_edge.plugins.function_body import FunctionBody
+from visionllm_edge.plugins.function_body import FunctionBody, require_opset
 from visionllm_edge.plugins.gather_rows.spec import GATHER_ROWS
-from visionllm_edge.plugins.semantic_op import DOMAIN
 
 __all__ = ["MAX_OPSET", "MIN_OPSET", "build_function"]
 
@@ -22,10 +21,9 @@ def build_function(*, opset: int) -> onnx.FunctionProto:
     Raises:
         ValueError: opset outside 18..24.
     """
-    if not MIN_OPSET <= opset <= MAX_OPSET:
-        raise ValueError(f"GatherRows: opset expected {MIN_OPSET}..{MAX_OPSET}, got {opset}.")
+    require_opset(GATHER_ROWS, opset, MIN_OPSET, MAX_OPSET)
     body = FunctionBody(_PREFIX)
-    x, index = (_PREFIX + port.name for port in GATHER_ROWS.inputs)
+    x, index = body.inputs(GATHER_ROWS)
     first = body.add("Constant", [], "first", value_int=0)
     zero = body.add("Cast", [first], "zero", to=TensorProto.INT32)
     there = body.add("GreaterOrEqual", [index, zero], "there")
@@ -35,5 +33,4 @@ def build_function(*, opset: int) -> onnx.FunctionProto:
     column = body.add("Unsqueeze", [there, body.ints("axis", [1])], "column")
     nothing = body.add("Constant", [], "nothing", value_float=0.0)
     y = body.add("Where", [column, rows, nothing], GATHER_ROWS.outputs[0].name)
-    opsets = [helper.make_opsetid("", opset)]
-    return helper.make_function(DOMAIN, GATHER_ROWS.name, [x, index], [y], body.nodes, opsets)
+    return body.function(GATHER_ROWS, [y], opset=opset)

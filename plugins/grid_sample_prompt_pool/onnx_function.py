@@ -11,11 +11,10 @@ the same name.
 from __future__ import annotations
 
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
-from visionllm_edge.plugins.function_body import FunctionBody
+from visionllm_edge.plugins.function_body import FunctionBody, require_opset
 from visionllm_edge.plugins.grid_sample_prompt_pool.spec import GRID_SAMPLE_PROMPT_POOL
-from visionllm_edge.plugins.semantic_op import DOMAIN
 
 __all__ = ["MAX_OPSET", "MIN_OPSET", "build_function"]
 
@@ -33,13 +32,11 @@ def build_function(*, opset: int) -> onnx.FunctionProto:
     Raises:
         ValueError: opset outside that range.
     """
-    if not MIN_OPSET <= opset <= MAX_OPSET:
-        raise ValueError(
-            f"GridSamplePromptPool: opset expected {MIN_OPSET}..{MAX_OPSET}, got {opset}. "
-            "Export the graph at opset 19."
-        )
+    require_opset(
+        GRID_SAMPLE_PROMPT_POOL, opset, MIN_OPSET, MAX_OPSET, "Export the graph at opset 19."
+    )
     body = FunctionBody(_PREFIX)
-    features, masks, region_image = (_PREFIX + port.name for port in GRID_SAMPLE_PROMPT_POOL.inputs)
+    features, masks, region_image = body.inputs(GRID_SAMPLE_PROMPT_POOL)
     one = body.ints("i1", [1])
     axes = [body.add("Constant", [], f"axis_{i}", value_int=i) for i in range(4)]
     feature_shape = body.add("Shape", [features], "feature_shape")
@@ -99,14 +96,7 @@ def build_function(*, opset: int) -> onnx.FunctionProto:
     table = body.add("Reshape", [features_f32, table_shape], "table")
     product = body.add("MatMul", [matrix, table], "product")
     output = body.add("CastLike", [product, features], GRID_SAMPLE_PROMPT_POOL.outputs[0].name)
-    return helper.make_function(
-        DOMAIN,
-        GRID_SAMPLE_PROMPT_POOL.name,
-        [features, masks, region_image],
-        [output],
-        body.nodes,
-        [helper.make_opsetid("", opset)],
-    )
+    return body.function(GRID_SAMPLE_PROMPT_POOL, [output], opset=opset)
 
 
 def _tent(body: FunctionBody, axis: str, pixels: str, cells: str) -> str:

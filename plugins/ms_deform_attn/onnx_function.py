@@ -9,11 +9,10 @@ name to an outer tensor of the same name. Sampling runs in fp32 whatever the typ
 from __future__ import annotations
 
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
-from visionllm_edge.plugins.function_body import FunctionBody
+from visionllm_edge.plugins.function_body import FunctionBody, require_opset
 from visionllm_edge.plugins.ms_deform_attn.spec import MS_DEFORM_ATTN
-from visionllm_edge.plugins.semantic_op import DOMAIN
 
 __all__ = ["MAX_OPSET", "MIN_OPSET", "build_function"]
 
@@ -32,15 +31,15 @@ def build_function(*, opset: int, levels: int = 4) -> onnx.FunctionProto:
     Raises:
         ValueError: opset outside 18..19 (a vision graph must be exported at one of them).
     """
-    if not MIN_OPSET <= opset <= MAX_OPSET:
-        raise ValueError(
-            f"MultiScaleDeformableAttention: opset expected {MIN_OPSET}..{MAX_OPSET}, got {opset}. "
-            "Export the graph at opset 19: GridSample's newer mode name is misread by TensorRT."
-        )
-    body = FunctionBody(_PREFIX)
-    value, shapes, starts, locations, weights = (
-        _PREFIX + port.name for port in MS_DEFORM_ATTN.inputs
+    require_opset(
+        MS_DEFORM_ATTN,
+        opset,
+        MIN_OPSET,
+        MAX_OPSET,
+        "Export the graph at opset 19: GridSample's newer mode name is misread by TensorRT.",
     )
+    body = FunctionBody(_PREFIX)
+    value, shapes, starts, locations, weights = body.inputs(MS_DEFORM_ATTN)
     zero, one, two, three = (body.ints(f"i{i}", [i]) for i in range(4))
     minus_one = body.ints("minus_one", [-1])
     value_shape = body.add("Shape", [value], "value_shape")
@@ -108,11 +107,4 @@ def build_function(*, opset: int, levels: int = 4) -> onnx.FunctionProto:
     split = body.add("Reshape", [total, split_shape], "split")
     ordered = body.add("Transpose", [split], "ordered", perm=[0, 3, 1, 2])
     output = body.add("CastLike", [ordered, value], MS_DEFORM_ATTN.outputs[0].name)
-    return helper.make_function(
-        DOMAIN,
-        MS_DEFORM_ATTN.name,
-        [value, shapes, starts, locations, weights],
-        [output],
-        body.nodes,
-        [helper.make_opsetid("", opset)],
-    )
+    return body.function(MS_DEFORM_ATTN, [output], opset=opset)

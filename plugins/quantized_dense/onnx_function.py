@@ -12,7 +12,7 @@ import math
 import onnx
 from onnx import TensorProto, helper
 
-from visionllm_edge.plugins.function_body import FunctionBody
+from visionllm_edge.plugins.function_body import FunctionBody, require_opset
 from visionllm_edge.plugins.quantized_dense.spec import ACTIVATIONS, QUANTIZED_DENSE
 from visionllm_edge.plugins.quantized_linear.onnx_function import (
     CONTRIB_DOMAIN,
@@ -20,7 +20,6 @@ from visionllm_edge.plugins.quantized_linear.onnx_function import (
     MIN_OPSET,
     add_linear,
 )
-from visionllm_edge.plugins.semantic_op import DOMAIN
 
 __all__ = ["build_function"]
 
@@ -37,26 +36,16 @@ def build_function(*, opset: int, contrib: bool = False) -> onnx.FunctionProto:
     Raises:
         ValueError: opset outside 18..21.
     """
-    if not MIN_OPSET <= opset <= MAX_OPSET:
-        raise ValueError(f"QuantizedDense: opset expected {MIN_OPSET}..{MAX_OPSET}, got {opset}.")
+    require_opset(QUANTIZED_DENSE, opset, MIN_OPSET, MAX_OPSET)
     body = FunctionBody(_PREFIX)
-    names = [_PREFIX + port.name for port in QUANTIZED_DENSE.inputs]
+    names = body.inputs(QUANTIZED_DENSE)
     x, weight, scales, bias = names
     linear = add_linear(body, x, weight, scales, "linear", contrib=contrib)
     sums = body.add("Add", [linear, bias], "sums")
     wanted = body.attribute("activation", "int")
     output = _choose(body, sums, wanted)
-    opsets = [helper.make_opsetid("", opset)]
-    if contrib:
-        opsets.append(helper.make_opsetid(CONTRIB_DOMAIN, 1))
-    return helper.make_function(
-        DOMAIN,
-        QUANTIZED_DENSE.name,
-        names,
-        [output],
-        body.nodes,
-        opsets,
-        attributes=[name for name, _ in QUANTIZED_DENSE.attributes],
+    return body.function(
+        QUANTIZED_DENSE, [output], opset=opset, contrib=CONTRIB_DOMAIN if contrib else None
     )
 
 

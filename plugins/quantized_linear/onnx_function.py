@@ -11,11 +11,10 @@ level 4 are wrong by as much as the result itself when the Cast runs at every ca
 from __future__ import annotations
 
 import onnx
-from onnx import AttributeProto, TensorProto, helper
+from onnx import AttributeProto, TensorProto
 
-from visionllm_edge.plugins.function_body import FunctionBody
+from visionllm_edge.plugins.function_body import FunctionBody, require_opset
 from visionllm_edge.plugins.quantized_linear.spec import QUANTIZED_LINEAR
-from visionllm_edge.plugins.semantic_op import DOMAIN
 
 __all__ = ["CONTRIB_DOMAIN", "MAX_OPSET", "MIN_OPSET", "add_linear", "build_function"]
 
@@ -35,27 +34,14 @@ def build_function(*, opset: int, contrib: bool = False) -> onnx.FunctionProto:
     Raises:
         ValueError: opset outside 18..21.
     """
-    if not MIN_OPSET <= opset <= MAX_OPSET:
-        raise ValueError(
-            f"QuantizedLinear: opset expected {MIN_OPSET}..{MAX_OPSET}, got {opset}. "
-            "Export the decoder at opset 21."
-        )
+    require_opset(QUANTIZED_LINEAR, opset, MIN_OPSET, MAX_OPSET, "Export the decoder at opset 21.")
     body = FunctionBody(_PREFIX)
-    names = [_PREFIX + port.name for port in QUANTIZED_LINEAR.inputs]
+    names = body.inputs(QUANTIZED_LINEAR)
     x, weight, scales = names
     y = QUANTIZED_LINEAR.outputs[0].name
     output = add_linear(body, x, weight, scales, y, contrib=contrib)
-    opsets = [helper.make_opsetid("", opset)]
-    if contrib:
-        opsets.append(helper.make_opsetid(CONTRIB_DOMAIN, 1))
-    return helper.make_function(
-        DOMAIN,
-        QUANTIZED_LINEAR.name,
-        names,
-        [output],
-        body.nodes,
-        opsets,
-        attributes=[name for name, _ in QUANTIZED_LINEAR.attributes],
+    return body.function(
+        QUANTIZED_LINEAR, [output], opset=opset, contrib=CONTRIB_DOMAIN if contrib else None
     )
 
 

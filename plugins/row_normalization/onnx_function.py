@@ -7,11 +7,9 @@ squared, so a mean far from zero costs no digits of the variance.
 from __future__ import annotations
 
 import onnx
-from onnx import helper
 
-from visionllm_edge.plugins.function_body import FunctionBody
+from visionllm_edge.plugins.function_body import FunctionBody, require_opset
 from visionllm_edge.plugins.row_normalization.spec import ROW_NORMALIZATION
-from visionllm_edge.plugins.semantic_op import DOMAIN
 
 __all__ = ["MAX_OPSET", "MIN_OPSET", "build_function"]
 
@@ -26,10 +24,9 @@ def build_function(*, opset: int) -> onnx.FunctionProto:
     Raises:
         ValueError: opset outside 18..24.
     """
-    if not MIN_OPSET <= opset <= MAX_OPSET:
-        raise ValueError(f"RowNormalization: opset expected {MIN_OPSET}..{MAX_OPSET}, got {opset}.")
+    require_opset(ROW_NORMALIZATION, opset, MIN_OPSET, MAX_OPSET)
     body = FunctionBody(_PREFIX)
-    names = [_PREFIX + port.name for port in ROW_NORMALIZATION.inputs]
+    names = body.inputs(ROW_NORMALIZATION)
     x, scale, bias = names
     own = body.add("Shape", [x], "own")
     number = body.add("Reshape", [body.attribute("parts", "int"), body.ints("one", [1])], "number")
@@ -45,15 +42,7 @@ def build_function(*, opset: int) -> onnx.FunctionProto:
     scaled = body.add("Mul", [away, gain], "scaled")
     moved = body.add("Add", [scaled, body.add("Reshape", [bias, column], "biases")], "moved")
     y = body.add("Reshape", [moved, own], ROW_NORMALIZATION.outputs[0].name)
-    return helper.make_function(
-        DOMAIN,
-        ROW_NORMALIZATION.name,
-        names,
-        [y],
-        body.nodes,
-        [helper.make_opsetid("", opset)],
-        attributes=[name for name, _ in ROW_NORMALIZATION.attributes],
-    )
+    return body.function(ROW_NORMALIZATION, [y], opset=opset)
 
 
 def _mean(body: FunctionBody, value: str, name: str) -> str:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import onnx
-from onnx import helper
 
-from visionllm_edge.plugins.function_body import FunctionBody
-from visionllm_edge.plugins.semantic_op import DOMAIN
+from visionllm_edge.plugins.function_body import FunctionBody, require_opset
 from visionllm_edge.plugins.unmasked_attention.spec import UNMASKED_ATTENTION
 
 __all__ = ["MAX_OPSET", "MIN_OPSET", "build_function"]
@@ -22,12 +20,9 @@ def build_function(*, opset: int) -> onnx.FunctionProto:
     Raises:
         ValueError: opset outside 18..24.
     """
-    if not MIN_OPSET <= opset <= MAX_OPSET:
-        raise ValueError(
-            f"UnmaskedAttention: opset expected {MIN_OPSET}..{MAX_OPSET}, got {opset}."
-        )
+    require_opset(UNMASKED_ATTENTION, opset, MIN_OPSET, MAX_OPSET)
     body = FunctionBody(_PREFIX)
-    names = [_PREFIX + port.name for port in UNMASKED_ATTENTION.inputs]
+    names = body.inputs(UNMASKED_ATTENTION)
     query, key, value, bias, bias_index = names
     # No axis is left for Reshape to find (-1): it finds none in an empty batch.
     one, keep_two = body.ints("one", [1]), body.ints("keep_two", [0, 0])
@@ -62,12 +57,4 @@ def build_function(*, opset: int) -> onnx.FunctionProto:
     ordered = body.add("Transpose", [mixed], "ordered", perm=[0, 2, 1, 3])
     query_shape = body.add("Shape", [query], "query_shape")
     y = body.add("Reshape", [ordered, query_shape], UNMASKED_ATTENTION.outputs[0].name)
-    return helper.make_function(
-        DOMAIN,
-        UNMASKED_ATTENTION.name,
-        names,
-        [y],
-        body.nodes,
-        [helper.make_opsetid("", opset)],
-        attributes=[name for name, _ in UNMASKED_ATTENTION.attributes],
-    )
+    return body.function(UNMASKED_ATTENTION, [y], opset=opset)
