@@ -326,10 +326,11 @@ def lower(
             every form refused a node, or the release lacks or misreads what is in the graph.
     """
     precision = target.resolve_precision(precision)
-    if precision in QUANTIZED and target.backend == "onnxruntime":
+    in_bytes = precision in QUANTIZED
+    if in_bytes and target.backend == "onnxruntime":
         quantize_dense(model)
         precision = "fp32"  # of all the rest
-    elif precision in QUANTIZED:
+    elif in_bytes:
         if quantization is None or quantization.precision != precision:
             raise ExportError(
                 f"graph '{model.graph.name}': precision '{precision}' expected its calibration, "
@@ -342,7 +343,7 @@ def lower(
         if capacity is not None:
             fix_axis(model, CAPACITY, capacity)
     elif precision == "fp32":
-        fuse_attention(model)
+        fuse_attention(model, rounded=in_bytes)
         merge_row_moves(model)
         normalize_rows(model)
     report = []

@@ -12,6 +12,11 @@ from visionllm_edge.runtime.targets import QUANTIZED, Target
 
 __all__ = ["precisions_for", "stage_precisions"]
 
+_ONLY_BY_NAME = frozenset({"det_decoder", "det_masks"})
+"""On a processor eight bits are a twentieth of a detector's time in these two, and a decoder that
+chooses between queries nearly alike makes large errors of small ones; asked for all stages, they
+stay as they are. An engine's layers gain more, and its ranges are calibrated."""
+
 
 def precisions_for(values: Sequence[str]) -> tuple[str | None, dict[str, str]]:
     """Read `fp16` and `STAGE=fp32` as the command line takes them.
@@ -46,7 +51,8 @@ def stage_precisions(
     Raises:
         ConfigError: an unknown stage, a precision that the target lacks, or int8 or fp8 for the
             language decoder, or by name for a stage that has no calibration. Asked for all stages,
-            such a stage has the target's default.
+            such a stage has the target's default; on a processor so do the object decoder and its
+            masks.
     """
     unknown = sorted(own.keys() - stages.keys())
     if unknown:
@@ -70,6 +76,9 @@ def stage_precisions(
                     f"stage '{name}': precision expected one of {', '.join(target.precisions)}, "
                     f"got {precision}, which only {', '.join(sorted(CALIBRATED))} can be in."
                 )
+            precision = target.precision
+        by_name = target.backend == "onnxruntime" and name in _ONLY_BY_NAME
+        if precision in QUANTIZED and by_name and name not in own:
             precision = target.precision
         out[name] = precision
     return out

@@ -49,6 +49,8 @@ __all__ = ["MOST_NUMBERS", "fuse_attention"]
 MOST_NUMBERS = 1 << 19
 """Of one head's keys: 2 MiB. Above that every block of rows would read them from far away."""
 
+_EXACT, _ROUNDED = 1, 3  # accuracy levels
+
 _Floats = NDArray[np.float32]
 
 
@@ -64,17 +66,18 @@ class _Match:
     rank: int  # of y: 3, or that of the query
 
 
-def fuse_attention(model: ir.Model) -> int:
+def fuse_attention(model: ir.Model, *, rounded: bool = False) -> int:
     """Fuse every attention that is certain; returns how many.
 
     Args:
         model: its main graph is changed in place, and gets the operator's function.
+        rounded: what is multiplied may become bfloat16.
     """
     fused = 0
     for node in [node for node in model.graph if node.op_type == "Softmax" and not node.domain]:
         match = _matched(node)
         if match is not None:
-            _write(model.graph, node, match)
+            _write(model.graph, node, match, _ROUNDED if rounded else _EXACT)
             fused += 1
     if fused:
         append_functions(model)
@@ -218,7 +221,7 @@ def _read_elsewhere(nodes: Sequence[ir.Node], y: ir.Value) -> bool:
     )
 
 
-def _write(graph: ir.Graph, softmax: ir.Node, match: _Match) -> None:
+def _write(graph: ir.Graph, softmax: ir.Node, match: _Match, accuracy_level: int) -> None:
     new = NewNodes(graph, f"{softmax.name or match.y.name}.fused.")
     heads, depth = product_of(match.query.heads).number, product_of(match.query.depth).number
     inputs = [
@@ -235,6 +238,7 @@ def _write(graph: ir.Graph, softmax: ir.Node, match: _Match) -> None:
         list(shape),
         num_heads=heads,
         scale=float(match.scale),
+        accuracy_level=accuracy_level,
     )
     last = match.y.producer()
     assert last is not None, "heads were joined by a node"

@@ -24,6 +24,7 @@ struct Kernels {
     QuantizedLinearKernels quantized_linear;
     NormalizeRow normalize_row;
     UnmaskedAttentionAttend unmasked_attention;
+    UnmaskedAttentionAttend rounded_unmasked_attention;  // may round to bfloat16
 };
 
 extern const Kernels kPortableKernels;
@@ -31,6 +32,8 @@ extern const Kernels kPortableKernels;
 extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
 extern const Kernels kAvx512VnniKernels;
+// What the set avx512bf16 has in place of kAvx512VnniKernels.rounded_unmasked_attention.
+extern const UnmaskedAttentionAttend kUnmaskedAttentionInBFloat16;
 #endif
 
 // The widest set that this processor has. VISIONLLM_EDGE_CPU_ISA asks for one by name. Null if the

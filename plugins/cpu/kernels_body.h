@@ -24,6 +24,7 @@ const Kernels VISIONLLM_TABLE = {
     {prompt_pool_sum<Float32>, prompt_pool_sum<Float16>, prompt_pool_sum<BFloat16>},
     kQuantizedLinearKernels,
     normalize_row,
-    attention::unmasked_attention_attend,
+    attention::unmasked_attention_attend<attention::Unrounded>,
+    attention::unmasked_attention_attend<attention::Unrounded>,
 };
 }  // namespace visionllm::cpu

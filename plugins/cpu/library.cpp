@@ -146,17 +146,30 @@ bool supported(const char* set) {
                         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                         __builtin_cpu_supports("avx512vl");
     if (strcmp(set, "avx512") == 0) return avx512;
-    if (strcmp(set, "avx512vnni") == 0) return avx512 && __builtin_cpu_supports("avx512vnni");
+    const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+    if (strcmp(set, "avx512vnni") == 0) return vnni;
+    if (strcmp(set, "avx512bf16") == 0) return vnni && __builtin_cpu_supports("avx512bf16");
 #endif
     return strcmp(set, "portable") == 0;
 }
 
+#if defined(__x86_64__)
+Kernels with_bfloat16(Kernels kernels) {
+    kernels.name = "avx512bf16";
+    kernels.rounded_unmasked_attention = kUnmaskedAttentionInBFloat16;
+    return kernels;
+}
+#endif
+
 }  // namespace
 
 const Kernels* choose_kernels(const char** wanted) {
+#if defined(__x86_64__)
+    static const Kernels avx512bf16 = with_bfloat16(kAvx512VnniKernels);
+#endif
     const Kernels* const sets[] = {
 #if defined(__x86_64__)
-        &kAvx512VnniKernels, &kAvx512Kernels, &kAvx2Kernels,
+        &avx512bf16, &kAvx512VnniKernels, &kAvx512Kernels, &kAvx2Kernels,
 #endif
         &kPortableKernels};
     const char* name = getenv("VISIONLLM_EDGE_CPU_ISA");
@@ -195,8 +208,8 @@ VISIONLLM_EXPORT visionllm::ort::Status* RegisterCustomOps(
     const char* wanted = nullptr;
     if (cpu::choose_kernels(&wanted) == nullptr) {
         snprintf(text, sizeof text,
-            "visionllm-edge CPU kernels: VISIONLLM_EDGE_CPU_ISA expected avx512vnni, avx512, avx2 "
-            "or portable, as far as this processor has them, got '%s'.", wanted);
+            "visionllm-edge CPU kernels: VISIONLLM_EDGE_CPU_ISA expected avx512bf16, avx512vnni, "
+            "avx512, avx2 or portable, as far as this processor has them, got '%s'.", wanted);
         return ort::create_status(api, ort::kInvalidArgument, text);
     }
     ort::CustomOpDomain* domain = nullptr;

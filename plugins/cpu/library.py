@@ -5,7 +5,8 @@ a graph holds every semantic operator's meaning as an ONNX function too, and ONN
 kernel if one is registered and the function if not. Same file, same answers, other speed.
 
 ``VISIONLLM_EDGE_CPU_KERNELS=0`` turns the kernels off. ``VISIONLLM_EDGE_CPU_ISA`` asks for one
-instruction set (avx512vnni, avx512, avx2, portable) instead of the widest that the processor has.
+instruction set (avx512bf16, avx512vnni, avx512, avx2, portable) instead of the widest that the
+processor has.
 """
 
 from __future__ import annotations
@@ -42,9 +43,10 @@ def find_library(folder: Path = _FOLDER) -> Path | None:
 
 
 def instruction_set(library: Path) -> str:
-    """Which kernels of the library run on this processor: avx512vnni, avx512, avx2 or portable.
+    """Which kernels of the library run on this processor.
 
     Returns:
+        avx512bf16, avx512vnni, avx512, avx2 or portable;
         "" if ``VISIONLLM_EDGE_CPU_ISA`` asks for a set that is unknown or missing here.
 
     Raises:

@@ -14,6 +14,7 @@ SOURCES = (
     "cpu/kernels_avx2.cpp",
     "cpu/kernels_avx512.cpp",
     "cpu/kernels_avx512vnni.cpp",
+    "cpu/kernels_avx512bf16.cpp",
     "cached_attention/cpu_op.cpp",
     "gated_silu/cpu_op.cpp",
     "gather_rows/cpu_op.cpp",
@@ -44,6 +45,7 @@ HEADERS = (
     "quantized_linear/cpu_vnni_matrix.h",
     "quantized_linear/cpu_vnni_vector.h",
     "row_normalization/cpu_kernel.h",
+    "unmasked_attention/cpu_bf16.h",
     "unmasked_attention/cpu_kernel.h",
 )
 # No -march: each kernels_<set>.cpp asks for its instruction set itself, so that the library starts

@@ -119,9 +119,18 @@ VISIONLLM_INLINE typename Lanes<N>::F exp2_of(typename Lanes<N>::F x) {
     return choose<F>(x < lowest, F{}, load_as<F>(&scaled));
 }
 
+// How a number of a row times a vector of a panel is added to a sum. Form::kNumbers of them are in one
+// float's place; here it is one float.
+struct FloatProducts {
+    static constexpr int64_t kNumbers = 1;
+    VISIONLLM_INLINE void add(Vector& sum, const float* row, Vector column) {
+        sum += *row * column;
+    }
+};
+
 // sums[Rows][Vectors * N] (+)= rows[Rows][depth] * panel[depth][Vectors * N]; rows and sums have kTile
 // floats from one row to the next, the panel kPanel.
-template <bool Add, int Rows = kBlockRows, int Vectors = 2>
+template <bool Add, int Rows = kBlockRows, int Vectors = 2, class Form = FloatProducts>
 void multiply_panel(const float* rows, const float* panel, int64_t depth, float* sums) {
     constexpr int N = VISIONLLM_LANES;
     Vector held[Vectors][Rows];
@@ -138,9 +147,10 @@ void multiply_panel(const float* rows, const float* panel, int64_t depth, float*
         for (int i = 0; i < Vectors; ++i) columns[i] = load_as<Vector>(panel + at * kPanel + i * N);
 #pragma GCC unroll 16
         for (int row = 0; row < Rows; ++row) {
-            const float factor = rows[row * kTile + at];
 #pragma GCC unroll 2
-            for (int i = 0; i < Vectors; ++i) held[i][row] += factor * columns[i];
+            for (int i = 0; i < Vectors; ++i) {
+                Form::add(held[i][row], rows + row * kTile + at, columns[i]);
+            }
         }
     }
 #pragma GCC unroll 16

@@ -125,83 +125,118 @@ VISIONLLM_INLINE __m512 finish(__m512 sums, __m512 bias, Activation activation) 
         activate<16>(reinterpret_cast<F>(_mm512_add_ps(sums, bias)), activation));
 }
 
-// One group of rows times the panel.
-template <int Rows, int Steps>
+// Sums of all inputs to y, with bias and activation if there are any.
+template <int Rows>
+VISIONLLM_INLINE void write_rows(
+    const QuantizedLinear& call, const float* sums, int64_t row, const Target& target) {
+    __m512 left = _mm512_setzero_ps(), right = left;
+    if (target.bias != nullptr) {
+        left = _mm512_maskz_loadu_ps(target.low, target.bias);
+        right = _mm512_maskz_loadu_ps(target.high, target.bias + 16);
+    }
+    float* y = target.y + row * target.y_stride;
+    for (int r = 0; r < Rows; ++r, sums += kPanel, y += target.y_stride) {
+        __m512 low = _mm512_load_ps(sums), high = _mm512_load_ps(sums + 16);
+        if (target.bias != nullptr) {
+            low = finish(low, left, call.activation);
+            high = finish(high, right, call.activation);
+        }
+        _mm512_mask_storeu_ps(y, target.low, low);
+        _mm512_mask_storeu_ps(y + 16, target.high, high);
+    }
+}
+
+// sums += four unsigned weights times four signed numbers, in each lane: the intrinsic, around which
+// GCC copies every sum.
+VISIONLLM_INLINE void add_products(__m512i& sums, __m512i weights, __m512i numbers) {
+    asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(weights), "v"(numbers));
+}
+
+// How the inputs of a stretch are gone through: blocks, and in each so many turns of Unroll steps.
+struct Pace {
+    int64_t blocks, turns, blocks_per_stretch;
+};
+
+// One group of rows times the panel; the next group's numbers come nearer meanwhile.
+template <int Rows, int Unroll>
 VISIONLLM_INLINE void matrix_rows(const QuantizedLinear& call, const MatrixRoom& room,
-    const Panel& panel, int64_t row, int64_t inputs, const Target& target) {
-    const int64_t steps = Steps != 0 ? Steps : call.block / 4;
-    const int64_t blocks = inputs / call.block, per_stretch = kStretch / call.block;
+    const Panel& panel, int64_t row, const Pace& pace, const Target& target) {
     const int8_t* numbers = room.numbers + row * kStretch;
-    const int32_t* starts = room.starts + row * per_stretch;
-    const float* scales = room.scales + row * per_stretch;
+    const int8_t* next = numbers + Rows * kStretch;
+    const int32_t* starts = room.starts + row * pace.blocks_per_stretch;
+    const float* scales = room.scales + row * pace.blocks_per_stretch;
     float* kept = target.sums + row * kPanel;
     __m512 sums[Rows][2];
+#pragma GCC unroll 6
     for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 2
         for (int half = 0; half < 2; ++half) {
             sums[r][half] = target.first ? _mm512_setzero_ps()
                                          : _mm512_load_ps(kept + r * kPanel + half * 16);
         }
     }
     const uint8_t* tile = panel.tiles[0][0];
-    for (int64_t block = 0; block < blocks; ++block) {
+    for (int64_t block = 0; block < pace.blocks; ++block) {
         __m512i whole[Rows][2];
+#pragma GCC unroll 6
         for (int r = 0; r < Rows; ++r) {
-            whole[r][0] = whole[r][1] = _mm512_set1_epi32(starts[r * per_stretch + block]);
+            whole[r][0] = whole[r][1] =
+                _mm512_set1_epi32(starts[r * pace.blocks_per_stretch + block]);
         }
-        for (int64_t step = 0; step < steps; ++step) {
-            const __m512i left = _mm512_load_si512(tile), right = _mm512_load_si512(tile + 64);
-            tile += 128;
-            for (int r = 0; r < Rows; ++r) {
-                const __m512i four = _mm512_set1_epi32(load_as<int32_t>(numbers + r * kStretch));
-                whole[r][0] = _mm512_dpbusd_epi32(whole[r][0], left, four);
-                whole[r][1] = _mm512_dpbusd_epi32(whole[r][1], right, four);
+        for (int64_t turn = 0; turn < pace.turns; ++turn) {
+#pragma GCC unroll 3
+            for (int line = 0; line < Rows * Unroll / 16; ++line) {
+                _mm_prefetch(reinterpret_cast<const char*>(next + line * 64), _MM_HINT_T0);
             }
-            numbers += 4;
+            next += Rows * Unroll * 4;
+#pragma GCC unroll 8
+            for (int step = 0; step < Unroll; ++step) {
+                const __m512i left = _mm512_load_si512(tile + step * 128);
+                const __m512i right = _mm512_load_si512(tile + step * 128 + 64);
+#pragma GCC unroll 6
+                for (int r = 0; r < Rows; ++r) {
+                    const __m512i four =
+                        _mm512_set1_epi32(load_as<int32_t>(numbers + r * kStretch + step * 4));
+                    add_products(whole[r][0], left, four);
+                    add_products(whole[r][1], right, four);
+                }
+            }
+            tile += Unroll * 128;
+            numbers += Unroll * 4;
         }
         const __m512 left = _mm512_load_ps(panel.scales[block]);
         const __m512 right = _mm512_load_ps(panel.scales[block] + 16);
+#pragma GCC unroll 6
         for (int r = 0; r < Rows; ++r) {
-            const __m512 scale = _mm512_set1_ps(scales[r * per_stretch + block]);
+            const __m512 scale = _mm512_set1_ps(scales[r * pace.blocks_per_stretch + block]);
             sums[r][0] = _mm512_fmadd_ps(
                 _mm512_cvtepi32_ps(whole[r][0]), _mm512_mul_ps(left, scale), sums[r][0]);
             sums[r][1] = _mm512_fmadd_ps(
                 _mm512_cvtepi32_ps(whole[r][1]), _mm512_mul_ps(right, scale), sums[r][1]);
         }
     }
-    if (target.last && target.bias != nullptr) {
-        const __m512 left = _mm512_maskz_loadu_ps(target.low, target.bias);
-        const __m512 right = _mm512_maskz_loadu_ps(target.high, target.bias + 16);
-        for (int r = 0; r < Rows; ++r) {
-            sums[r][0] = finish(sums[r][0], left, call.activation);
-            sums[r][1] = finish(sums[r][1], right, call.activation);
-        }
-    }
+#pragma GCC unroll 6
     for (int r = 0; r < Rows; ++r) {
-        if (target.last) {
-            float* y = target.y + (row + r) * target.y_stride;
-            _mm512_mask_storeu_ps(y, target.low, sums[r][0]);
-            _mm512_mask_storeu_ps(y + 16, target.high, sums[r][1]);
-        } else {
-            _mm512_store_ps(kept + r * kPanel, sums[r][0]);
-            _mm512_store_ps(kept + r * kPanel + 16, sums[r][1]);
-        }
+        _mm512_store_ps(kept + r * kPanel, sums[r][0]);
+        _mm512_store_ps(kept + r * kPanel + 16, sums[r][1]);
     }
+    if (target.last) write_rows<Rows>(call, kept, row, target);
 }
 
-template <int Steps>
+template <int Unroll>
 void matrix_stretch(const QuantizedLinear& call, const MatrixRoom& room, const Panel& panel,
-    int64_t inputs, const Target& target) {
+    const Pace& pace, const Target& target) {
     int64_t row = 0;
     for (; call.rows - row >= kMatrixRows; row += kMatrixRows) {
-        matrix_rows<kMatrixRows, Steps>(call, room, panel, row, inputs, target);
+        matrix_rows<kMatrixRows, Unroll>(call, room, panel, row, pace, target);
     }
     static_assert(kMatrixRows == 6);
     switch (call.rows - row) {
-        case 1: return matrix_rows<1, Steps>(call, room, panel, row, inputs, target);
-        case 2: return matrix_rows<2, Steps>(call, room, panel, row, inputs, target);
-        case 3: return matrix_rows<3, Steps>(call, room, panel, row, inputs, target);
-        case 4: return matrix_rows<4, Steps>(call, room, panel, row, inputs, target);
-        case 5: return matrix_rows<5, Steps>(call, room, panel, row, inputs, target);
+        case 1: return matrix_rows<1, Unroll>(call, room, panel, row, pace, target);
+        case 2: return matrix_rows<2, Unroll>(call, room, panel, row, pace, target);
+        case 3: return matrix_rows<3, Unroll>(call, room, panel, row, pace, target);
+        case 4: return matrix_rows<4, Unroll>(call, room, panel, row, pace, target);
+        case 5: return matrix_rows<5, Unroll>(call, room, panel, row, pace, target);
         default: return;
     }
 }
@@ -232,11 +267,12 @@ void matrix_task(const QuantizedLinear& call, int64_t from, int64_t to, void* ro
             target.first = first == 0;
             target.last = left <= kStretch;
             const MatrixRoom stretch(call, first / kStretch);
-            // The common block gets a loop of fixed length.
-            if (call.block == 32) {
-                matrix_stretch<8>(call, stretch, panel, inputs, target);
+            const int64_t blocks = inputs / call.block, per_stretch = kStretch / call.block;
+            if (call.block == 16) {
+                matrix_stretch<4>(call, stretch, panel, {blocks, 1, per_stretch}, target);
             } else {
-                matrix_stretch<0>(call, stretch, panel, inputs, target);
+                matrix_stretch<8>(
+                    call, stretch, panel, {blocks, call.block / 32, per_stretch}, target);
             }
         }
     }

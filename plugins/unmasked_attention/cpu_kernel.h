@@ -1,6 +1,7 @@
-// Full attention of several heads on a CPU: raw pointers in, raw pointers out, fp32.
+// Full attention of several heads on a CPU: raw pointers in, raw pointers out, fp32, and sums in fp32.
 //
-// Knows nothing of ONNX Runtime and nothing of threads. A task packs the keys and values of one head
+// Knows nothing of ONNX Runtime and nothing of threads. A Form says what is multiplied: the numbers as
+// they are, or rounded to bfloat16 (cpu_bf16.h). A task packs the keys and values of one head
 // of one batch entry into panels, and goes through its rows block by block: all scores of a block
 // first (it stays in the first- or second-level cache), their softmax, then their sum of values. What
 // bounds it are the multiply-adds.
@@ -52,8 +53,32 @@ static_assert(kTile == kUnmaskedAttentionTile && kUnmaskedAttentionPanel % kPane
                   kBlockRows <= kUnmaskedAttentionRows,
     "the workspace is large enough");
 
-// One head: where its numbers stand, and those of the block of rows at work. Scores and sums are tiles
-// of [Rows][kTile], one behind the other.
+// Multiplies the numbers as they are.
+struct Unrounded : FloatProducts {
+    VISIONLLM_INLINE void pack_keys(const float* keys, int64_t stride, int64_t count, int64_t depth,
+        float* panels, float*) {
+        attention::pack_keys<Float32>(keys, stride, count, depth, panels);
+    }
+    // Of one tile.
+    VISIONLLM_INLINE void pack_values(const float* values, int64_t stride, int64_t count,
+        int64_t depth, float* panels, float*) {
+        attention::pack_values<Float32>(values, stride, count, depth, panels);
+    }
+    // Numbers `at`, `at` + 1, ... of a tile's row.
+    VISIONLLM_INLINE void store(float* row, int64_t at, Vector numbers) {
+        store_as(row + at, numbers);
+    }
+    VISIONLLM_INLINE void store_one(float* row, int64_t at, float number) { row[at] = number; }
+};
+
+// Places of a float that so many numbers take.
+template <class Form>
+VISIONLLM_INLINE int64_t places(int64_t numbers) {
+    return (numbers + Form::kNumbers - 1) / Form::kNumbers;
+}
+
+// One head: where its numbers stand, and those of the block of rows at work. Queries, scores, weights
+// and sums are tiles of [Rows][kTile], one behind the other, of kTile numbers a row.
 struct UnmaskedHead {
     const float *query, *bias;
     float* y;
@@ -80,36 +105,40 @@ VISIONLLM_INLINE Vector load_bias(const float* from, int64_t left) {
     return out;
 }
 
-template <int Rows>
+template <class Form, int Rows>
 void load_query_rows(const UnmaskedAttention& call, const UnmaskedHead& head, int64_t count) {
     constexpr int N = VISIONLLM_LANES;
     for (int64_t row = 0; row < Rows; ++row) {
         // Rows that only fill up the block repeat the last one.
         const int64_t given = head.first_row + (row < count ? row : count - 1);
         const float* from = head.query + given * call.heads * call.depth;
-        float* to = head.queries + row * kTile;
         int64_t at = 0;
         for (; at + N <= call.depth; at += N) {
-            store_as(to + column(at, Rows * kTile), load_as<Vector>(from + at) * call.log_scale);
+            Form::store(head.queries + at / kTile * Rows * kTile + row * kTile, at % kTile,
+                load_as<Vector>(from + at) * call.log_scale);
         }
-        for (; at < call.depth; ++at) to[column(at, Rows * kTile)] = from[at] * call.log_scale;
+        for (; at < places<Form>(call.depth) * Form::kNumbers; ++at) {
+            Form::store_one(head.queries + at / kTile * Rows * kTile + row * kTile, at % kTile,
+                at < call.depth ? from[at] * call.log_scale : 0.0f);
+        }
     }
 }
 
-template <int Rows, int Vectors>
+template <class Form, int Rows, int Vectors>
 VISIONLLM_INLINE void score_panel(
     const UnmaskedHead& head, const float* panel, int64_t depth, float* scores) {
-    multiply_panel<false, Rows, Vectors>(
-        head.queries, panel, depth < kTile ? depth : kTile, scores);
+    multiply_panel<false, Rows, Vectors, Form>(
+        head.queries, panel, places<Form>(depth < kTile ? depth : kTile), scores);
     for (int64_t at = kTile; at < depth; at += kTile) {
-        multiply_panel<true, Rows, Vectors>(head.queries + column(at, Rows * kTile),
-            panel + at * kPanel, depth - at < kTile ? depth - at : kTile, scores);
+        multiply_panel<true, Rows, Vectors, Form>(head.queries + at * Rows,
+            panel + places<Form>(at) * kPanel,
+            places<Form>(depth - at < kTile ? depth - at : kTile), scores);
     }
 }
 
 // Scores -> weights, not yet divided by their sum; shares[row] is one over the sum of a row's. Step by
 // step for all rows, so that no row waits for the one before it.
-template <int Rows>
+template <class Form, int Rows>
 VISIONLLM_INLINE void weigh_rows(const UnmaskedAttention& call, const UnmaskedHead& head,
     int64_t count, int64_t bias_left, float* shares) {
     constexpr int N = VISIONLLM_LANES;
@@ -127,7 +156,7 @@ VISIONLLM_INLINE void weigh_rows(const UnmaskedAttention& call, const UnmaskedHe
                 scores += kLog2E * load_bias(head.bias + from, bias_left - from);
             }
             if (key + N > call.keys) scores = hide_from(scores, call.keys - key);
-            store_as(at, scores);
+            if (call.bias != nullptr || key + N > call.keys) store_as(at, scores);
             high = choose<Vector>(scores > high, scores, high);
         }
         found[row] = high;
@@ -136,9 +165,10 @@ VISIONLLM_INLINE void weigh_rows(const UnmaskedAttention& call, const UnmaskedHe
     for (int64_t row = 0; row < count; ++row) {
         Vector sum = {};
         for (int64_t key = 0; key < call.keys; key += N) {
-            float* at = head.weights + row * kTile + column(key, Rows * kTile);
-            const Vector weight = exp2_of<N>(load_as<Vector>(at) - largest[row]);
-            store_as(at, weight);
+            // A weight takes no more room than its score, so none is written that is still read.
+            float* own = head.weights + key / kTile * Rows * kTile + row * kTile;
+            const Vector weight = exp2_of<N>(load_as<Vector>(own + key % kTile) - largest[row]);
+            Form::store(own, key % kTile, weight);
             sum += weight;
         }
         found[row] = sum;
@@ -146,42 +176,43 @@ VISIONLLM_INLINE void weigh_rows(const UnmaskedAttention& call, const UnmaskedHe
     for (int64_t row = 0; row < count; ++row) shares[row] = 1.0f / sum_of_lanes<N>(found[row]);
 }
 
-template <int Rows, int Vectors>
+template <class Form, int Rows, int Vectors>
 VISIONLLM_INLINE void mix_panel(
     const UnmaskedAttention& call, const UnmaskedHead& head, const float* panel, float* sums) {
     const int64_t tile = kTile * round_up(call.depth, kPanel);
-    multiply_panel<false, Rows, Vectors>(
-        head.weights, panel, call.keys < kTile ? call.keys : kTile, sums);
+    multiply_panel<false, Rows, Vectors, Form>(
+        head.weights, panel, places<Form>(call.keys < kTile ? call.keys : kTile), sums);
     for (int64_t key = kTile; key < call.keys; key += kTile) {
-        multiply_panel<true, Rows, Vectors>(head.weights + column(key, Rows * kTile),
-            panel + key / kTile * tile, call.keys - key < kTile ? call.keys - key : kTile, sums);
+        multiply_panel<true, Rows, Vectors, Form>(head.weights + key * Rows,
+            panel + key / kTile * tile,
+            places<Form>(call.keys - key < kTile ? call.keys - key : kTile), sums);
     }
 }
 
 // `count` rows, at most Rows.
-template <int Rows>
+template <class Form, int Rows>
 void attend_block(
     const UnmaskedAttention& call, const UnmaskedHead& head, int64_t count, int64_t bias_left) {
     constexpr int N = VISIONLLM_LANES;
-    load_query_rows<Rows>(call, head, count);
+    load_query_rows<Form, Rows>(call, head, count);
     for (int64_t key = 0; key < call.keys; key += kPanel) {
-        const float* panel = head.keys + key * call.depth;
+        const float* panel = head.keys + key * places<Form>(call.depth);
         float* scores = head.weights + column(key, Rows * kTile);
         if (call.keys - key > N) {
-            score_panel<Rows, 2>(head, panel, call.depth, scores);
+            score_panel<Form, Rows, 2>(head, panel, call.depth, scores);
         } else {
-            score_panel<Rows, 1>(head, panel, call.depth, scores);
+            score_panel<Form, Rows, 1>(head, panel, call.depth, scores);
         }
     }
     float shares[Rows];
-    weigh_rows<Rows>(call, head, count, bias_left, shares);
+    weigh_rows<Form, Rows>(call, head, count, bias_left, shares);
     for (int64_t at = 0; at < call.depth; at += kPanel) {
         const float* panel = head.values + at * kTile;
         float* sums = head.sums + column(at, Rows * kTile);
         if (call.depth - at > N) {
-            mix_panel<Rows, 2>(call, head, panel, sums);
+            mix_panel<Form, Rows, 2>(call, head, panel, sums);
         } else {
-            mix_panel<Rows, 1>(call, head, panel, sums);
+            mix_panel<Form, Rows, 1>(call, head, panel, sums);
         }
     }
     for (int64_t row = 0; row < count; ++row) {
@@ -197,13 +228,13 @@ void attend_block(
 
 // Rows are spread evenly over as few blocks as hold them, so blocks are at least half full; a block
 // that is smaller still fills up.
-template <int Rows>
+template <class Form, int Rows>
 void attend_sized(
     const UnmaskedAttention& call, const UnmaskedHead& head, int64_t count, int64_t bias_left) {
     if constexpr (Rows > kBlockRows / 2) {
-        if (count < Rows) return attend_sized<Rows - 1>(call, head, count, bias_left);
+        if (count < Rows) return attend_sized<Form, Rows - 1>(call, head, count, bias_left);
     }
-    attend_block<Rows>(call, head, count, bias_left);
+    attend_block<Form, Rows>(call, head, count, bias_left);
 }
 
 // Rows of one head lie far apart, which no processor foresees: brings `count` of them nearer.
@@ -228,6 +259,7 @@ VISIONLLM_INLINE void prefetch_head(
     prefetch_rows<1>(call.y + at, width, last - first, call.depth);
 }
 
+template <class Form>
 void unmasked_attention_attend(
     const UnmaskedAttention& call, const UnmaskedAttentionTask& task, float* workspace) {
     const int64_t parts = round_up(call.depth, kTile) / kTile, width = call.heads * call.depth;
@@ -242,6 +274,7 @@ void unmasked_attention_attend(
     head.weights = head.sums + parts * kBlockRows * kTile;
     float* const keys = head.weights + kBlockRows * round_up(call.keys, kTile);
     float* const values = keys + round_up(call.keys, kPanel) * call.depth;
+    float* const room = values + round_up(call.keys, kTile) * wide;
     head.keys = keys;
     head.values = values;
     for (int64_t i = task.first_head; i < task.last_head; ++i) {
@@ -256,16 +289,21 @@ void unmasked_attention_attend(
             bias_left = (call.biases * call.bias_heads - plane) * call.rows * call.keys;
         }
         const int64_t given = entry * call.keys * width + own;
-        pack_keys<Float32>(call.key + given, width, call.keys, call.depth, keys);
+        Form::pack_keys(call.key + given, width, call.keys, call.depth, keys, room);
         for (int64_t key = 0; key < call.keys; key += kTile) {
-            pack_values<Float32>(call.value + given + key * width, width,
-                call.keys - key < kTile ? call.keys - key : kTile, call.depth, values + key * wide);
+            Form::pack_values(call.value + given + key * width, width,
+                call.keys - key < kTile ? call.keys - key : kTile, call.depth, values + key * wide,
+                room);
         }
         for (int64_t block = 0; block < blocks; ++block) {
             const int64_t first = block * rows / blocks, last = (block + 1) * rows / blocks;
             head.first_row = task.first_row + first;
             if (nearer && i + 1 < task.last_head) prefetch_head(call, i, first, last);
-            attend_sized<kBlockRows>(call, head, last - first, bias_left);
+            if (!nearer && last < rows) {
+                prefetch_rows<0>(head.query + (task.first_row + last) * width, width,
+                    rows - last < kBlockRows ? rows - last : kBlockRows, call.depth);
+            }
+            attend_sized<Form, kBlockRows>(call, head, last - first, bias_left);
         }
     }
 }

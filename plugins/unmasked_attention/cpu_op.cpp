@@ -17,6 +17,8 @@ constexpr int64_t kFewestRows = 96;
 constexpr int64_t kTaskWork = 1 << 21;
 // Multiply-adds below which waking another thread costs more than it saves.
 constexpr int64_t kSmallWork = 1 << 18;
+// Values of accuracy_level.
+constexpr int64_t kExact = 1, kRounded = 3;
 
 long long say(int64_t number) { return static_cast<long long>(number); }
 
@@ -101,13 +103,18 @@ ort::Status* read_inputs(Context& context, UnmaskedAttention* call) {
 ort::Status* compute(Context& context) {
     UnmaskedAttention call{};
     VISIONLLM_TRY(read_inputs(context, &call));
+    const int64_t level = context.attributes[2].whole;
+    if (level != kExact && level != kRounded) {
+        return context.invalid("accuracy_level expected 1 or 3, got %lld", say(level));
+    }
     const int64_t heads = call.batch * call.heads;
     if (heads * call.rows * call.depth == 0) return nullptr;
     if (call.keys == 0) return context.invalid("input 'key': axis 1 expected at least 1, got 0");
     const int64_t wide = up(call.depth, kUnmaskedAttentionTile);
     const int64_t tiles = up(call.keys, kUnmaskedAttentionTile);
     const int64_t floats = kUnmaskedAttentionRows * (2 * wide + tiles) +
-                           2 * tiles * up(call.depth, kUnmaskedAttentionPanel);
+                           2 * tiles * up(call.depth, kUnmaskedAttentionPanel) +
+                           kUnmaskedAttentionTile / 2 * wide;
     const int64_t work = 2 * call.rows * call.keys * call.depth;
     const int64_t each = std::max<int64_t>(1, kTaskWork / work);
     const int64_t groups = (heads + each - 1) / each;
@@ -115,6 +122,8 @@ ort::Status* compute(Context& context) {
     const int64_t parts = std::clamp<int64_t>(call.rows / kFewestRows, 1, wanted);
     // Set by whichever task finds no memory; the others go on.
     bool missing[1] = {false};
+    const auto attend = level == kRounded ? context.kernels.rounded_unmasked_attention
+                                          : context.kernels.unmasked_attention;
     const auto task = [&](int64_t i) noexcept {
         float* workspace =
             static_cast<float*>(thread_room(1, static_cast<size_t>(floats) * sizeof(float)));
@@ -123,7 +132,7 @@ ort::Status* compute(Context& context) {
             return;
         }
         const int64_t first = i / parts * each, part = i % parts;
-        context.kernels.unmasked_attention(call,
+        attend(call,
             {first, std::min(first + each, heads), part * call.rows / parts,
                 (part + 1) * call.rows / parts},
             workspace);
@@ -142,6 +151,8 @@ ort::Status* compute(Context& context) {
 const Operator kUnmaskedAttention = {
     "UnmaskedAttention", 5, 1, 1,
     {{ort::kFloat32, ort::kFloat32, ort::kFloat32, ort::kFloat32, ort::kInt64, ort::kFloat32}},
-    compute, 2, {{"num_heads", Attribute::kInt}, {"scale", Attribute::kFloat}}};
+    compute, 3,
+    {{"num_heads", Attribute::kInt}, {"scale", Attribute::kFloat},
+        {"accuracy_level", Attribute::kInt}}};
 
 }  // namespace visionllm::cpu

@@ -67,8 +67,8 @@ def register_kernels(options: ort.SessionOptions) -> bool:
         return False
     if not isa:
         raise BackendError(
-            "VISIONLLM_EDGE_CPU_ISA: expected avx512vnni, avx512, avx2 or portable, as far as this "
-            "processor has them. Unset it to use the widest."
+            "VISIONLLM_EDGE_CPU_ISA: expected avx512bf16, avx512vnni, avx512, avx2 or portable, as "
+            "far as this processor has them. Unset it to use the widest."
         )
     say_once(logging.INFO, f"operators run as CPU kernels ({isa})")
     return True

@@ -9,7 +9,7 @@ from visionllm_edge.runtime.errors import ConfigError
 from visionllm_edge.runtime.ports import Port, StagePorts
 from visionllm_edge.runtime.targets import TARGETS
 
-ADA = TARGETS["rtx-ada"]
+ADA, CPU = TARGETS["rtx-ada"], TARGETS["cpu"]
 
 
 @pytest.fixture
@@ -36,6 +36,18 @@ def test_eight_bits_for_all_stages_reach_those_with_a_calibration(
         "gen_unet": "fp16",
     }
     assert set(stage_precisions(stages, ADA, "fp32", {}).values()) == {"fp32"}
+
+
+def test_eight_bits_for_all_stages_leave_the_decoder_alone_on_a_processor(
+    stages: dict[str, StagePorts],
+) -> None:
+    assert stage_precisions(stages, CPU, "int8", {}) == {
+        "vision_encoder": "int8",
+        "det_masks": "fp32",
+        "gen_unet": "fp32",
+    }
+    by_name = stage_precisions(stages, CPU, "int8", {"det_masks": "int8"})
+    assert by_name["det_masks"] == "int8"
 
 
 def test_eight_bits_by_name_need_a_calibration(stages: dict[str, StagePorts]) -> None:

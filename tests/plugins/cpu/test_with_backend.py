@@ -106,5 +106,7 @@ def test_switches_that_mean_nothing_are_refused(
     monkeypatch.delenv(SWITCH)
     request.getfixturevalue("use_library")
     monkeypatch.setenv("VISIONLLM_EDGE_CPU_ISA", "mmx")
-    with pytest.raises(BackendError, match="expected avx512vnni, avx512, avx2 or portable"):
+    with pytest.raises(
+        BackendError, match="expected avx512bf16, avx512vnni, avx512, avx2 or portable"
+    ):
         backend.session_options(StageOptions())

@@ -17,7 +17,10 @@ from visionllm_edge.plugins.unmasked_attention.reference import unmasked_attenti
 from visionllm_edge.plugins.unmasked_attention.spec import UNMASKED_ATTENTION
 
 Case = tuple[int, int, int, int, int, tuple[int, ...], list[int]]
-LIMIT = 4e-6  # against values of about 1; sums of up to 600 products in fp32
+# Against values of about 1. Level 1: sums of up to 600 products in fp32. Level 3: a weight between
+# two numbers of bfloat16 may be rounded to the other one.
+LIMITS = {1: 4e-6, 3: 4e-4}
+SETS = ["avx512bf16", "avx512vnni", "avx512", "avx2", "portable"]
 
 # batch, rows, keys, heads, depth, shape of the bias, bias index
 CASES: list[Case] = [
@@ -52,20 +55,28 @@ def _inputs(case: Case) -> dict[str, NDArray[Any]]:
     }
 
 
-def _attributes(case: Case) -> dict[str, int | float]:
-    return {"num_heads": case[3], "scale": 1.5 * case[4] ** -0.5}
+def _attributes(case: Case, level: int) -> dict[str, int | float]:
+    return {"num_heads": case[3], "scale": 1.5 * case[4] ** -0.5, "accuracy_level": level}
 
 
-def _model(case: Case) -> Any:
-    return one_node_model(UNMASKED_ATTENTION, attributes=_attributes(case))
+def _model(case: Case, level: int = 1) -> Any:
+    return one_node_model(UNMASKED_ATTENTION, attributes=_attributes(case, level))
 
 
-def _check(library: Path | None, case: Case) -> None:
+def _true(case: Case, inputs: dict[str, NDArray[Any]], level: int = 1) -> NDArray[Any]:
+    scale = 1.5 * case[4] ** -0.5
+    return unmasked_attention(
+        *inputs.values(), num_heads=case[3], scale=scale, accuracy_level=level
+    )
+
+
+def _check(library: Path | None, case: Case, level: int = 1, rounds_as: int | None = None) -> None:
+    """A model of `level` gives what the reference gives at level `rounds_as`."""
     inputs = _inputs(case)
-    got = run(_model(case), library, inputs)
-    true = unmasked_attention(*inputs.values(), num_heads=case[3], scale=1.5 * case[4] ** -0.5)
+    got = run(_model(case, level), library, inputs)
+    true = _true(case, inputs, rounds_as or level)
     assert got.shape == true.shape and np.isfinite(got).all()
-    assert float(np.abs(got - true).max(initial=0.0)) <= LIMIT
+    assert float(np.abs(got - true).max(initial=0.0)) <= LIMITS[rounds_as or level]
 
 
 def _name(case: object) -> str:
@@ -85,17 +96,33 @@ def test_no_other_operator_has_the_name() -> None:
 @pytest.mark.parametrize("case", CASES, ids=_name)
 def test_the_function_equals_the_reference(case: Case) -> None:
     _check(None, case)
+    _check(None, case, level=3, rounds_as=1)
 
 
-@pytest.mark.parametrize("isa", ["avx512vnni", "avx512", "avx2", "portable"])
+def _use(isa: str, library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VISIONLLM_EDGE_CPU_ISA", isa)
+    if instruction_set(library) != isa:
+        pytest.skip(f"this processor has no {isa}")
+
+
+@pytest.mark.parametrize("isa", SETS)
 def test_the_kernel_equals_the_reference(
     isa: str, cpu_library: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("VISIONLLM_EDGE_CPU_ISA", isa)
-    if instruction_set(cpu_library) != isa:
-        pytest.skip(f"this processor has no {isa}")
+    _use(isa, cpu_library, monkeypatch)
     for case in CASES:
         _check(cpu_library, case)
+        _check(cpu_library, case, level=3, rounds_as=3 if isa == "avx512bf16" else 1)
+
+
+def test_what_rounding_to_bfloat16_costs() -> None:
+    inputs = [_inputs(case) for case in CASES[:-1]]
+    errors = [
+        np.abs(_true(case, given, 3) - _true(case, given)).max()
+        for case, given in zip(CASES, inputs, strict=False)
+    ]
+    # So a kernel that rounds where it must not, or the other way round, is told by the limits.
+    assert 10 * LIMITS[3] < max(errors) < 0.04
 
 
 def test_the_threads_change_no_bit(cpu_library: Path) -> None:
@@ -109,12 +136,13 @@ def test_large_scores_and_a_mask_stay_finite(cpu_library: Path) -> None:
     inputs["query"] *= 1000
     inputs["bias"][:, :, :, 7] = -np.inf
     got = run(_model(SEEN), cpu_library, inputs)
-    true = unmasked_attention(*inputs.values(), num_heads=3, scale=1.5 * 32**-0.5)
+    true = _true(SEEN, inputs)
     # A score of some thousands is rounded by some ten-thousandths.
     assert float(np.abs(got - true).max()) <= 5e-3
     inputs["key"][0, 3, 0] = np.nan
-    got = run(_model(SEEN), cpu_library, inputs)
-    assert np.isnan(got[0, :, :32]).all() and np.isfinite(got[0, :, 32:]).all()
+    for level in (1, 3):
+        got = run(_model(SEEN, level), cpu_library, inputs)
+        assert np.isnan(got[0, :, :32]).all() and np.isfinite(got[0, :, 32:]).all()
 
 
 @pytest.mark.parametrize(
@@ -142,6 +170,31 @@ def test_an_index_without_a_bias_is_refused(cpu_library: Path) -> None:
     inputs["bias_index"][1] = 2
     with pytest.raises(Exception, match="'bias_index' expected numbers from 0 to 1, got 2"):
         open_session(_model(SEEN), cpu_library).run(None, inputs)
+
+
+def test_another_level_is_refused(cpu_library: Path) -> None:
+    with pytest.raises(Exception, match="accuracy_level expected 1 or 3, got 4"):
+        open_session(_model(SEEN, 4), cpu_library).run(None, _inputs(SEEN))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("_mm512_slli_epi32(halves(high), 16)", "_mm512_slli_epi32(halves(low), 16)"),
+        ("at < depth ? BFloat16::narrow(from[at]) : 0", "at < depth ? to[at - 1] : 0"),
+        ("const int64_t pairs = (count + 1) / 2;", "const int64_t pairs = count / 2;"),
+    ],
+    ids=["the even keys twice", "a channel of its neighbour", "the last key left out"],
+)
+def test_a_planted_fault_in_bfloat16_is_seen(
+    right: str, wrong: str, plant_fault: PlantFault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = plant_fault("unmasked_attention/cpu_bf16.h", right, wrong)
+    _use("avx512bf16", library, monkeypatch)
+    with pytest.raises(AssertionError):
+        for case in (SEEN, CASES[7]):
+            _check(library, case, level=3)
 
 
 @pytest.mark.slow
