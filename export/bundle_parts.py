@@ -133,7 +133,7 @@ def llm_spec(config: LlmConfig, precision: LlmPrecision) -> LlmSpec:
         head_dim=config.head_dim,
         vocab_size=config.vocab_size,
         max_positions=config.max_position_embeddings,
-        precision=precision.option,
+        precision=precision.held,
         block_size=precision.block_size,
         cache=precision.cache,
     )

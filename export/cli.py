@@ -51,10 +51,11 @@ def _interruptible(consequence: str) -> Iterator[None]:
 @click.option("--name", help="Name in the manifest [default: the checkpoint's].")
 @click.option(
     "--llm-precision",
-    type=click.Choice(["fp32", "int8", "int4", "int4-awq"]),
+    type=click.Choice(["fp32", "int8", "int4", "int4-awq", "stored"]),
     default="fp32",
     show_default=True,
-    help="Weights of the language model; int4-awq searches scales on calibration text.",
+    help="Weights of the language model; int4-awq searches scales on calibration text, stored "
+    "keeps a quantised model's own blocks.",
 )
 @click.option(
     "--llm-block",

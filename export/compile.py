@@ -193,8 +193,8 @@ def _precisions(
     """Stage -> precision, without the language decoder."""
     if DECODER in own:
         raise ConfigError(
-            f"stage '{DECODER}': expected its precision by --llm-precision (fp32, int8, int4 or "
-            f"int4-awq), got --precision {DECODER}={own[DECODER]}."
+            f"stage '{DECODER}': expected its precision by --llm-precision (fp32, int8, int4, "
+            f"int4-awq or stored), got --precision {DECODER}={own[DECODER]}."
         )
     config = checkpoint.config
     ends = {s.name: s.ports(config) for s in stages_of(config) if s.name != DECODER}

@@ -111,6 +111,7 @@ def plan_for_checkpoint(
         ConfigError: a calibration text that cannot be read, or that nothing would read.
     """
     source = VisionLLMWeights(checkpoint)
+    precision = _as_stored(source, precision)
     if not _needs_calibration(precision, calibration_text):
         return DecoderPlan(source, precision)
     pictured = checkpoint.fingerprint(_PICTURED)
@@ -123,16 +124,27 @@ def plan_for_checkpoint(
 
 
 def _as_stored(source: LlmWeights, precision: LlmPrecision) -> LlmPrecision:
-    """The precision, with the bits and blocks that the source has already: those are kept."""
+    """The precision, with the bits and blocks that the source has already: those are kept.
+
+    Raises:
+        ConfigError: what is stored is asked for, and there is none.
+    """
     if not precision.quantized:
         return precision
-    stored = source.quantized(layer_linears(0)["qkv"][0])
+    as_stored = precision.method == "stored"
+    stored = source.quantized(layer_linears(0)["qkv"][0], minimums=as_stored)
+    if stored is None and as_stored:
+        raise ConfigError(
+            "--llm-precision stored: expected a language model in blocks of its own (GGUF in Q4_0, "
+            f"Q4_1 or Q8_0; AWQ, GPTQ or compressed-tensors), got '{source.name}', whose layers "
+            "hold none of them. Choose int8, int4 or int4-awq."
+        )
     if stored is None:
         return precision
     return dataclasses.replace(
         precision,
         weights="int4" if stored.bits == 4 else "int8",
-        method=precision.method if stored.bits == 4 else "rtn",
+        method=precision.method if as_stored or stored.bits == 4 else "rtn",
         block_size=stored.block_size,
     )
 

@@ -11,8 +11,10 @@ What comes out of a block format:
 2. Q4_0 and Q8_0: ``tensor`` gives the float32 values, ``quantized`` the blocks themselves (exact).
    llama.cpp gives a Q4_0 block the sign of its largest weight: about half of the scales are
    negative, which TensorRT refuses and every other engine takes.
-3. All others: the float32 values only. Q4_1 too: its minimum ``m`` would become the offset
-   ``m + 8d`` of the symmetric form, which float16 cannot hold exactly.
+3. Q4_1: the float32 values, and on demand the blocks with an offset each. The minimum ``m`` becomes
+   the offset ``m + 8d`` of the symmetric form; codes and scales are exact, the offset is rounded
+   to float16.
+4. All others: the float32 values only.
 """
 
 from __future__ import annotations
@@ -53,7 +55,8 @@ _PARTS = {
     "mlp.down_proj": "ffn_down",
 }
 _OUTPUT = "output.weight"
-_BLOCK = 32  # numbers per block of Q4_0 and Q8_0
+_BLOCK = 32  # numbers per block of the formats that are kept
+_HEAD_BYTES = {"Q8_0": 2, "Q4_0": 2, "Q4_1": 4}  # of a block: its scale, and its minimum
 _ZEROS = {4: 0x88, 8: 0x80}  # a byte of codes for zero
 _SLAB = 1 << 22  # numbers turned into float32 at a time: temporaries stay under 100 MB
 
@@ -128,32 +131,42 @@ class GgufWeights:
             flat[start : start + step] = gguf.dequantize(part, gguf.GGMLQuantizationType[kind])
         return torch.from_numpy(out)
 
-    def quantized(self, name: str) -> BlockQuantized | None:
+    def quantized(self, name: str, *, minimums: bool = False) -> BlockQuantized | None:
         """The blocks of a Q4_0 or Q8_0 matrix; None for every other format.
+
+        Args:
+            name: of the matrix.
+            minimums: also take Q4_1.
 
         Raises:
             KeyError: no such name.
         """
         rows, kind = self._rows(name)
-        if kind not in ("Q4_0", "Q8_0"):
+        if kind not in _HEAD_BYTES or (kind == "Q4_1" and not minimums):
             return None
         from visionllm_edge.export.quantize.matrix import BlockQuantized
 
-        blocks = np.array(rows).reshape(len(rows), -1, 34 if kind == "Q8_0" else 18)
-        scales = np.ascontiguousarray(blocks[..., :2]).view(np.float16)[..., 0]
-        stored = blocks[..., 2:]
+        head = _HEAD_BYTES[kind]
+        codes = _BLOCK if kind == "Q8_0" else _BLOCK // 2
+        blocks = np.array(rows).reshape(len(rows), -1, head + codes)
+        factors = np.ascontiguousarray(blocks[..., :head]).view(np.float16)
+        scales, stored = factors[..., 0], blocks[..., head:]
         if kind == "Q8_0":
             weight, bits = stored ^ np.uint8(0x80), 8  # two's complement to an offset of 128
         else:
             weight, bits = _neighbours(stored), 4
         empty = scales == 0  # a block of zeros; a scale of zero is not allowed
         weight = np.where(empty[..., None], np.uint8(_ZEROS[bits]), weight)
-        scales = np.where(empty, np.float16(1), scales)
+        offset = None
+        if kind == "Q4_1":  # a code of 0..15 is one of -8..7 and half of the range more
+            lowest = factors[..., 1].astype(np.float32)
+            offset = (lowest + 8 * scales.astype(np.float32)).astype(np.float16)
         return BlockQuantized(
             weight=weight,
-            scales=scales,
+            scales=np.where(empty, np.float16(1), scales),
             bits=bits,
             block_size=_BLOCK,
+            zero_offset=offset,
         )
 
     def fingerprint(self) -> str:

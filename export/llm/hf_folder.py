@@ -79,7 +79,7 @@ class LlamaFolder:
             return torch.from_numpy(blocks.dequantize())
         return self._files.tensor(self._stored(name))
 
-    def quantized(self, name: str) -> BlockQuantized | None:
+    def quantized(self, name: str, *, minimums: bool = False) -> BlockQuantized | None:
         """The blocks of a packed matrix; None for plain numbers.
 
         Raises:
@@ -207,7 +207,7 @@ class VisionLLMWeights:
         """
         return self.checkpoint.tensor(_PREFIX + name)
 
-    def quantized(self, name: str) -> BlockQuantized | None:
+    def quantized(self, name: str, *, minimums: bool = False) -> BlockQuantized | None:
         """None: the official layout holds plain numbers.
 
         Raises:

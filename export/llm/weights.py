@@ -48,8 +48,13 @@ class LlmWeights(Protocol):
             KeyError: no such name.
         """
 
-    def quantized(self, name: str) -> BlockQuantized | None:
-        """The matrix's stored blocks, exact, or None where the source holds plain numbers.
+    def quantized(self, name: str, *, minimums: bool = False) -> BlockQuantized | None:
+        """The matrix's stored blocks, or None where the source holds plain numbers.
+
+        Args:
+            name: of the matrix.
+            minimums: also take blocks with a minimum beside the scale (GGUF's Q4_1), which cost an
+                offset per block where they are kept.
 
         Raises:
             KeyError: no such name.

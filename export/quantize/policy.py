@@ -38,7 +38,7 @@ __all__ = [
 
 _Choice = TypeVar("_Choice")
 Weights = Literal["fp32", "int8", "int4"]
-Method = Literal["rtn", "awq"]
+Method = Literal["rtn", "awq", "stored"]
 Head = Literal["fp32", "int8"]
 Cache = Literal["float32", "float16", "int8"]
 
@@ -47,6 +47,7 @@ PRECISIONS: dict[str, tuple[Weights, Method]] = {
     "int8": ("int8", "rtn"),
     "int4": ("int4", "rtn"),
     "int4-awq": ("int4", "awq"),
+    "stored": ("int8", "stored"),
 }
 BLOCK_SIZES = (32, 64, 128)
 HEADS: tuple[Head, ...] = get_args(Head)
@@ -64,8 +65,10 @@ class LlmPrecision:
     """Precision of every part.
 
     Attributes:
-        weights: of the linears of the layers.
-        method: round to nearest, or with the activation-aware search before it.
+        weights: of the linears of the layers; as asked for with `stored`, of the checkpoint's own
+            blocks once it is read.
+        method: round to nearest, with the activation-aware search before it, or the checkpoint's
+            own blocks, those with a minimum too, and int8 where it has none.
         block_size: inputs that share a scale; where it does not divide a matrix, the largest half,
             quarter, ... that does is taken. 0 for fp32.
         head: None for the default: by its size where the weights are quantised.
@@ -105,6 +108,11 @@ class LlmPrecision:
                     "out, or choose one with --llm-precision."
                 )
         if block is not None:
+            if method == "stored":
+                raise ConfigError(
+                    f"--llm-block: expected none beside --llm-precision stored, got {block}. The "
+                    "checkpoint's own blocks are kept: leave it out."
+                )
             _one_of("--llm-block", block, BLOCK_SIZES)
         chosen_head = None if head is None else _one_of("--llm-head", head, HEADS)
         chosen_cache: Cache = "float32" if weights == "fp32" else "float16"
@@ -115,8 +123,13 @@ class LlmPrecision:
 
     @property
     def option(self) -> str:
-        """The word of `--llm-precision`: fp32, int8, int4 or int4-awq."""
-        return "int4-awq" if self.method == "awq" else self.weights
+        """The word of `--llm-precision`: fp32, int8, int4, int4-awq or stored."""
+        return {"rtn": self.weights, "awq": "int4-awq", "stored": "stored"}[self.method]
+
+    @property
+    def held(self) -> str:
+        """What a bundle says of its weights: the option, or the bits of stored ones."""
+        return self.weights if self.method == "stored" else self.option
 
     @property
     def quantized(self) -> bool:

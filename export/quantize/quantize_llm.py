@@ -5,7 +5,9 @@ sequences. A layer's file carries a key made of the source, the precision, the c
 own code; a second call with the same key takes it as it is.
 
 Matrices that the source holds in blocks already are kept, whatever the precision asks for: rounding
-them again could only lose.
+them again could only lose. Blocks with a minimum, of GGUF's Q4_1, cost time per token where they
+are kept, so only `stored` keeps them; what it finds in no blocks, or in several kinds that are
+multiplied as one, becomes int8.
 """
 
 from __future__ import annotations
@@ -112,8 +114,10 @@ def _rounded(weights: LlmWeights, precision: LlmPrecision, layer: int) -> Conten
     names, content = layer_names(layer), Content()
     for stack in LINEARS.values():
         official = [names[short] for short in stack]
-        stored = [weights.quantized(name) for name in official]
+        stored = [_kept(weights, precision, name) for name in official]
         kinds = {(blocks.bits, blocks.block_size) for blocks in stored if blocks is not None}
+        if precision.method == "stored" and (len(kinds) != 1 or None in stored):
+            stored, kinds = [None] * len(stack), {(8, precision.block_size)}
         if len(kinds) > 1:
             raise CheckpointError(
                 f"layer {layer}: expected blocks of one kind in {', '.join(stack)}, got "
@@ -126,8 +130,13 @@ def _rounded(weights: LlmWeights, precision: LlmPrecision, layer: int) -> Conten
     return content
 
 
+def _kept(weights: LlmWeights, precision: LlmPrecision, name: str) -> BlockQuantized | None:
+    """The source's own blocks of a matrix, where they stay."""
+    return weights.quantized(name, minimums=precision.method == "stored")
+
+
 def _head(weights: LlmWeights, precision: LlmPrecision) -> Content:
-    stored = weights.quantized(HEAD)
+    stored = _kept(weights, precision, HEAD)
     return {HEAD: stored or _round(_matrix(weights, HEAD), _HEAD_BITS, precision.block_size)}
 
 

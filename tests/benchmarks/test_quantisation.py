@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from visionllm_edge.benchmarks.quantisation import VARIANTS, find_smollm2
+from visionllm_edge.benchmarks.quantisation import VARIANTS, find_smollm2, joined
 from visionllm_edge.benchmarks.quantisation_table import BEGIN, END, table, write_table
 from visionllm_edge.runtime.errors import ConfigError
 
@@ -43,6 +43,24 @@ def test_a_row_says_how_far_it_is_from_torch() -> None:
     assert row in text
     columns = {line.count("|") for line in text.splitlines() if line.startswith("|")}
     assert columns == {12}
+
+
+def test_a_row_is_named_by_its_variant_before_its_precision() -> None:
+    made = result()
+    made["variants"] = {"stored": made["variants"]["int4-awq-b32"] | {"precision": "int4"}}
+    assert "| as stored | 32 | 90 |" in table(made)
+
+
+def test_rows_that_were_not_measured_again_stay() -> None:
+    before, now = result(), result()
+    row = before["variants"]["int4-awq-b32"]
+    before["variants"] = {"int4-awq-b32": row, "stored": row, "int8-b32": row}
+    now["variants"] = {"stored": row | {"perplexity": 20.5}}
+    both = joined(before, now)["variants"]
+    assert list(both) == ["int8-b32", "int4-awq-b32", "stored"]
+    assert both["stored"]["perplexity"] == 20.5 and both["int8-b32"] == row
+    for other in ({"prompts": 10}, {"reference": {"perplexity": 20.0, "tokens": 9}}):
+        assert list(joined(before | other, now)["variants"]) == ["stored"]
 
 
 def test_only_what_stands_between_the_markers_changes(tmp_path: Path) -> None:

@@ -261,6 +261,7 @@ def test_the_command_takes_the_options(
         (["--llm-block", "32"], 1, "expected a quantised precision"),
         (["--llm-precision", "int4", "--llm-block", "48"], 2, "'48' is not one of"),
         (["--llm-precision", "int2"], 2, "'int2' is not one of"),
+        (["--llm-precision", "stored"], 1, "stored: expected a language model in blocks of its"),
         (["--llm-head", "int8"], 1, "--llm-head int8: expected a quantised precision"),
         (["--calibration-text", "nowhere.txt"], 2, "does not exist"),
     ],

@@ -110,6 +110,9 @@ def test_block_formats(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         if exact is not None:
             assert (exact.bits, exact.block_size) == (4 if kind == "Q4_0" else 8, 32)
             assert np.array_equal(exact.dequantize(), expected), name
+        kept = weights.quantized(name, minimums=True)
+        assert (kept is not None) == (kind in ("Q4_0", "Q8_0", "Q4_1"))
+        assert kept is None or (kept.zero_offset is not None) == (kind == "Q4_1")
 
 
 def by_hand(block: NDArray[np.uint8], kind: str) -> list[float]:
@@ -136,6 +139,27 @@ def test_block_formats_by_hand(kind: str, tmp_path: Path) -> None:
         np.testing.assert_allclose(
             found[row, column * 32 : (column + 1) * 32], expected, rtol=1e-6, atol=1e-7
         )
+
+
+def test_a_minimum_becomes_an_offset(tmp_path: Path) -> None:
+    """Codes and scales of Q4_1 are the file's; the offset alone is rounded, to float16."""
+    name = "model.layers.0.mlp.down_proj.weight"
+    values = np.random.default_rng(4).standard_normal((64, 96)).astype(np.float32)
+    values[5, 32:64] = 0.3  # without a step
+    values[6, :32] += 4  # far from the middle
+    rows = arrays() | {name: gguf.quantize(values, Kind.Q4_1)}
+    write_gguf(tmp_path / "one.gguf", rows, kinds={name: Kind.Q4_1})
+    weights = open_llm(tmp_path / "one.gguf")
+    kept = weights.quantized(name, minimums=True)
+    assert kept is not None and kept.zero_offset is not None
+    assert (kept.bits, kept.block_size) == (4, 32) and (kept.scales > 0).all()
+    expected, found = weights.tensor(name).numpy(), kept.dequantize()
+    rounding = np.repeat(np.abs(kept.zero_offset.astype(np.float32)), 32, axis=1) * 2.0**-11
+    assert (np.abs(found - expected) <= rounding + 1e-6).all()
+    block = np.asarray(rows[name])[17, 20:40]
+    lowest = by_hand(np.ascontiguousarray(block).view(np.uint8), "Q4_1")
+    np.testing.assert_allclose(found[17, 32:64], lowest, atol=1e-3)
+    assert np.ptp(found[5, 32:64]) == 0
 
 
 def test_a_block_of_zeros_keeps_its_value_with_a_scale_above_zero(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ class SmallLlama:
         self.reads += 1
         return self.tensors[name]
 
-    def quantized(self, name: str) -> BlockQuantized | None:
+    def quantized(self, name: str, *, minimums: bool = False) -> BlockQuantized | None:
         return self.blocks.get(name)
 
     def fingerprint(self) -> str:

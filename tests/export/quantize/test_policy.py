@@ -32,7 +32,7 @@ def test_a_cache_of_bytes_is_calibrated_beside_any_weights(
     assert (made.calibrated, made.rounds) == (calibrated, rounds)
 
 
-@pytest.mark.parametrize("word", ["fp32", "int8", "int4", "int4-awq"])
+@pytest.mark.parametrize("word", ["fp32", "int8", "int4", "int4-awq", "stored"])
 def test_option_is_what_was_asked(word: str) -> None:
     assert LlmPrecision.from_options(word).option == word
 
@@ -50,6 +50,7 @@ def test_head_by_its_size_unless_chosen() -> None:
     [
         ({"precision": "int3"}, "--llm-precision: expected one of fp32, int8, int4, int4-awq"),
         ({"precision": "int4", "block": 48}, "--llm-block: expected one of 32, 64, 128, got 48"),
+        ({"precision": "stored", "block": 32}, "--llm-block: expected none beside .* stored"),
         ({"precision": "fp32", "block": 32}, "--llm-block: expected a quantised precision"),
         ({"precision": "fp32", "head": "int8"}, "--llm-head int8: expected a quantised"),
         ({"precision": "int4", "head": "int4"}, "--llm-head: expected one of fp32, int8"),

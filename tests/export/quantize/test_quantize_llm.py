@@ -151,6 +151,24 @@ def test_blocks_of_the_source_are_kept(tmp_path: Path) -> None:
         quantize_llm(weights, INT4, tmp_path / "mixed")
 
 
+def test_stored_keeps_a_stack_in_blocks_and_makes_int8_of_all_others(tmp_path: Path) -> None:
+    weights = SmallLlama()
+    linears = layer_linears(0)
+    gate, up = linears["gate_up"]
+    for name, bits in ((linears["down"][0], 4), (linears["qkv"][0], 4), (gate, 4), (up, 8)):
+        weights.blocks[name] = quantize_blocks(weights.tensors[name].numpy(), bits, 64)
+    stored = LlmPrecision("int4", "stored", 64)
+    store = quantize_llm(weights, stored, tmp_path)
+    down = store.linear(linears["down"])
+    assert isinstance(down, BlockLinear) and down.bits == 4
+    np.testing.assert_array_equal(down.load().weight, weights.blocks[linears["down"][0]].weight)
+    for names in (linears["qkv"], linears["o"], linears["gate_up"]):
+        linear = store.linear(names)
+        assert isinstance(linear, BlockLinear) and linear.bits == 8
+        expected = np.concatenate([weights.tensors[name].numpy() for name in names])
+        assert np.abs(linear.load().dequantize() - expected).max() < 0.01 * expected.max()
+
+
 def test_the_search_needs_sequences(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="int4-awq: expected calibration sequences, got none"):
         quantize_llm(SmallLlama(), AWQ, tmp_path)
