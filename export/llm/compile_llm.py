@@ -26,7 +26,7 @@ from visionllm_edge.export.bundle_parts import (
 from visionllm_edge.export.cache import StageCache, key_of, package_versions
 from visionllm_edge.export.config import read_json
 from visionllm_edge.export.llm.build_decoder import DECODER, build_decoder
-from visionllm_edge.export.llm.decoder_plan import DecoderPlan, plan_for_llm
+from visionllm_edge.export.llm.decoder_plan import DecoderPlan, plan_for_llm, rounds_again
 from visionllm_edge.export.llm.end_to_end import check_language_model
 from visionllm_edge.export.llm.tokenizer import convert_llm_tokenizer
 from visionllm_edge.export.llm.weights import open_llm
@@ -121,6 +121,11 @@ def compile_language_model(
     plan = plan_for_llm(source, tokenizer, prompt, precision, calibration_text)
     precision = plan.precision
     progress.step(f"read {path.name}: {len(source.names())} tensors, tokenizer")
+    if rounds_again(plan):
+        progress.note(
+            "        its matrices are in four bits with minimums and are rounded again; "
+            "--llm-precision stored keeps them"
+        )
     with BundleWriter(output) as writer:
         key = decoder_key(plan, target)
         entry = cache.get(key)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from visionllm_edge.export.components.model import VisionLLM
     from visionllm_edge.export.tokenizer import ConvertedTokenizer
 
-__all__ = ["DecoderPlan", "plan_for_checkpoint", "plan_for_llm"]
+__all__ = ["DecoderPlan", "plan_for_checkpoint", "plan_for_llm", "rounds_again"]
 
 _QUESTION = "Which birds sing at night?"
 # Parts of a VisionLLM v2 that rows of the language model's input come from.
@@ -121,6 +121,15 @@ def plan_for_checkpoint(
         lambda: picture_calibration(source, model, tokenizer, calibration_text),
         f"{text_id(calibration_text)} {pictured}",
     )
+
+
+def rounds_again(plan: DecoderPlan) -> bool:
+    """Whether blocks of the source are given up for others, which `stored` would keep."""
+    if not plan.precision.quantized or plan.precision.method == "stored":
+        return False
+    name = layer_linears(0)["qkv"][0]
+    kept = plan.source.quantized(name)
+    return kept is None and plan.source.quantized(name, minimums=True) is not None
 
 
 def _as_stored(source: LlmWeights, precision: LlmPrecision) -> LlmPrecision:

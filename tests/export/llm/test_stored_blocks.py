@@ -11,7 +11,7 @@ import pytest
 from gguf import GGMLQuantizationType as Kind
 
 from tests.export.llm.llama_folder import random_state, write_gguf
-from visionllm_edge.export.llm.decoder_plan import DecoderPlan, plan_for_llm
+from visionllm_edge.export.llm.decoder_plan import DecoderPlan, plan_for_llm, rounds_again
 from visionllm_edge.export.llm.decoder_weights import BlockLinear, decoder_linears
 from visionllm_edge.export.llm.weights import EMBEDDING, LlmWeights, open_llm
 from visionllm_edge.export.quantize.policy import LlmPrecision
@@ -64,9 +64,14 @@ def test_a_linear_that_is_partly_plain_becomes_int8(tmp_path: Path) -> None:
 def test_minimums_are_kept_on_demand_only(tmp_path: Path) -> None:
     """They cost time per token: four bits that are asked for are symmetric ones."""
     weights = _written(tmp_path / "small.gguf", Kind.Q4_1)
-    store = quantize_llm(weights, _plan(weights, "int4").precision, tmp_path / "work")
+    plan = _plan(weights, "int4")
+    store = quantize_llm(weights, plan.precision, tmp_path / "work")
     for names in decoder_linears(weights.config)[:-1]:
         assert not cast(BlockLinear, store.linear(names)).asymmetric
+    assert rounds_again(plan)
+    assert not rounds_again(_plan(weights, "stored")) and not rounds_again(_plan(weights, "fp32"))
+    symmetric = _written(tmp_path / "q4_0.gguf", Kind.Q4_0)
+    assert not rounds_again(_plan(symmetric, "int4"))
 
 
 def test_a_model_without_blocks_is_refused(tmp_path: Path) -> None:
