@@ -48,7 +48,7 @@ def load_image(image: ImageLike) -> npt.NDArray[np.uint8]:
         InputError: missing, not an image, damaged, too small or too large.
     """
     if isinstance(image, np.ndarray):
-        return _rgb_from_pillow(_pillow_from_array(image), "image array")
+        return _from_array(image)
     if isinstance(image, Image.Image):
         _check_size(*image.size, "image")
         return _decoded(image, "image")
@@ -57,6 +57,14 @@ def load_image(image: ImageLike) -> npt.NDArray[np.uint8]:
     raise InputError(
         f"image: expected a path, a Pillow image or a uint8 array, got {type(image).__name__}"
     )
+
+
+def _from_array(array: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    _check_array(array)
+    if array.ndim == 3 and array.shape[2] == 3:
+        return np.array(array, order="C")
+    flat = array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array
+    return _rgb_from_pillow(Image.fromarray(np.ascontiguousarray(flat)), "image array")
 
 
 def _from_file(path: Path) -> npt.NDArray[np.uint8]:
@@ -130,7 +138,7 @@ def _grey8_from_grey16(image: Image.Image, what: str) -> Image.Image:
     return Image.fromarray(((values + 128) // 257).astype(np.uint8))
 
 
-def _pillow_from_array(array: npt.NDArray[np.uint8]) -> Image.Image:
+def _check_array(array: npt.NDArray[np.uint8]) -> None:
     shape = tuple(array.shape)
     if array.dtype != np.uint8:
         raise InputError(
@@ -142,8 +150,6 @@ def _pillow_from_array(array: npt.NDArray[np.uint8]) -> Image.Image:
             f"image array: expected shape [H,W], [H,W,1], [H,W,3] or [H,W,4], got {list(shape)}"
         )
     _check_size(shape[1], shape[0], "image array")
-    flat = array[:, :, 0] if len(shape) == 3 and shape[2] == 1 else array
-    return Image.fromarray(np.ascontiguousarray(flat))
 
 
 def _check_size(width: int, height: int, what: str) -> None:

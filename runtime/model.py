@@ -40,6 +40,7 @@ class VisionLLM(DetectionTasks, LanguageTasks, RegionTasks, GroundingTasks, Pose
         verify: bool = True,
         context: int | None = None,
         buckets: int = 2,
+        overlap: bool | None = None,
     ) -> VisionLLM:
         """Load a bundle.
 
@@ -50,13 +51,15 @@ class VisionLLM(DetectionTasks, LanguageTasks, RegionTasks, GroundingTasks, Pose
             context: positions that a conversation may have, the picture's among them; None for
                 all that the model has. A smaller context takes less memory.
             buckets: how many picture sizes of the detector stay loaded.
+            overlap: look at the picture for a decoder while the language model runs; None does so
+                where it pays, see `LoadOptions`. Answers are the same either way.
 
         Raises:
             BundleError: not a bundle, or not as it was compiled.
             BackendError: its backend cannot load it.
             MemoryLimitError: it needs more memory than the machine has free.
         """
-        options = LoadOptions(threads=threads, context=context, buckets=buckets)
+        options = LoadOptions(threads=threads, context=context, buckets=buckets, overlap=overlap)
         return cls.from_bundle(Bundle.open(path, verify=verify), options)
 
     @classmethod

@@ -27,7 +27,7 @@ def resize_bilinear(image: npt.NDArray[np.uint8], height: int, width: int) -> np
     columns, next_columns, column_weights = _taps(image.shape[1], width)
     upper = _mixed(image[rows], image[next_rows], row_weights[:, None, None])
     mixed = _mixed(upper[:, columns], upper[:, next_columns], column_weights[:, None])
-    return np.rint(mixed).astype(np.uint8)
+    return np.rint(mixed, out=mixed).astype(np.uint8)
 
 
 def bilinear_matrix(size_in: int, size_out: int) -> Float:
@@ -112,5 +112,10 @@ def _taps(size_in: int, size_out: int) -> tuple[npt.NDArray[np.intp], npt.NDArra
 def _mixed(
     first: npt.NDArray[np.uint8] | Float, second: npt.NDArray[np.uint8] | Float, weight: Float
 ) -> Float:
-    start = first.astype(np.float32)
-    return start + (second.astype(np.float32) - start) * weight
+    """``first + (second - first) * weight``; the arrays are this function's to overwrite."""
+    start = first.astype(np.float32, copy=False)
+    mixed = second.astype(np.float32, copy=False)
+    mixed -= start
+    mixed *= weight
+    mixed += start
+    return mixed

@@ -61,6 +61,33 @@ def test_the_bundle_is_as_good_as_torch(model: VisionLLM, reference: VisionLLM) 
     assert abs(ours["box_ap"] - theirs["box_ap"]) <= 0.005
 
 
+def test_stages_that_overlap_change_no_bit(
+    tiny_bundle: Path, model: VisionLLM, scenes: list[world.Scene]
+) -> None:
+    overlapping = VisionLLM.load(tiny_bundle, overlap=True)
+    assert overlapping._pipeline.overlap and not model._pipeline.overlap
+    for scene in scenes:
+        # New models see the same caches, so that even the last bits must agree.
+        for vlm in (model, overlapping):
+            vlm._pipeline.session.clear()
+        classes, wanted = ["circle", "square", "person", "star"], 0.05
+        for mode in ("scripted", "free"):
+            serial, beside = (
+                vlm.segment(scene.image, classes, threshold=wanted, mode=mode)
+                for vlm in (model, overlapping)
+            )
+            assert serial.text == beside.text and serial.classes == beside.classes
+            for ours, theirs in zip(serial.detections, beside.detections, strict=True):
+                assert (ours.label, ours.score, ours.box_xyxy) == (
+                    theirs.label,
+                    theirs.score,
+                    theirs.box_xyxy,
+                )
+                np.testing.assert_array_equal(ours.mask, theirs.mask)
+            poses = [vlm.pose(scene.image, ["person"]).poses for vlm in (model, overlapping)]
+            assert poses[0] == poses[1]
+
+
 def test_scripted_and_free_agree(model: VisionLLM, scenes: list[world.Scene]) -> None:
     """Same text, same boxes: once in one prefill, once token by token."""
     compared = 0

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from visionllm_edge.benchmarks.cli_options import SEED, THREADS
+from visionllm_edge.benchmarks.cli_options import OVERLAP, SEED, THREADS
 
 __all__ = ["BundleFirst", "Size", "measuring_options", "write_text"]
 
@@ -95,6 +95,7 @@ def measuring_options(command: Callable[..., Any]) -> Callable[..., Any]:
         help="Refuse a result without this percentile. Repeatable.",
     )
     @THREADS
+    @OVERLAP
     @click.option(
         "--cold/--no-cold", default=True, show_default=True, help="First requests as well."
     )
@@ -132,6 +133,7 @@ def measuring_options(command: Callable[..., Any]) -> Callable[..., Any]:
         warmup: int,
         percentiles: tuple[float, ...],
         threads: int | None,
+        overlap: bool | None,
         cold: bool,
         rate: float | None,
         concurrency: tuple[int, ...],
@@ -157,6 +159,7 @@ def measuring_options(command: Callable[..., Any]) -> Callable[..., Any]:
             tasks=tasks,
             budget=Budget(interval, limit, warmup, percentiles),
             threads=threads,
+            overlap=overlap,
             cold=cold,
             rate=rate,
             concurrency=concurrency,

@@ -219,6 +219,7 @@ def _notes(before: Result, after: Result) -> tuple[str, ...]:
     for what, one, other in (
         ("device", before.environment.device, after.environment.device),
         ("threads", before.environment.threads, after.environment.threads),
+        ("overlap", before.environment.overlap, after.environment.overlap),
         ("power mode", before.environment.before.power_mode, after.environment.before.power_mode),
         ("picture size", before.workload.image_px, after.workload.image_px),
         ("classes", len(before.workload.classes), len(after.workload.classes)),

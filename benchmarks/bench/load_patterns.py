@@ -18,7 +18,12 @@ _LATE = 0.5
 
 
 def cold_start(
-    bundle: Path, tasks: Sequence[str], workload: Workload, *, threads: int | None
+    bundle: Path,
+    tasks: Sequence[str],
+    workload: Workload,
+    *,
+    threads: int | None,
+    overlap: bool | None = None,
 ) -> Cold:
     """Load and ask once, in a new process per task; the files may be in the system's cache.
 
@@ -27,7 +32,9 @@ def cold_start(
     """
     loads, first = [], {}
     for task in tasks:
-        with start_workers(1, bundle, task, workload, threads=threads, seconds=0) as (worker,):
+        with start_workers(
+            1, bundle, task, workload, threads=threads, overlap=overlap, seconds=0
+        ) as (worker,):
             worker.wait_ready()
             worker.go()
             result = worker.result()
@@ -44,6 +51,7 @@ def throughput(
     *,
     threads: int | None,
     seconds: float,
+    overlap: bool | None = None,
 ) -> Throughput:
     """So many processes ask at the same time, each its own copy of the model.
 
@@ -51,7 +59,7 @@ def throughput(
         BackendError: a process failed.
     """
     with start_workers(
-        processes, bundle, task, workload, threads=threads, seconds=seconds
+        processes, bundle, task, workload, threads=threads, overlap=overlap, seconds=seconds
     ) as workers:
         for worker in workers:
             worker.wait_ready()

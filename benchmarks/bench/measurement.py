@@ -85,6 +85,8 @@ class Environment:
         device: processor or GPU.
         cores: of the processor.
         threads: asked for; None leaves it to the backend.
+        overlap: whether stages were asked to run beside the language model; None leaves it to
+            the runtime.
         versions: of Python and of the packages that matter.
         timer: what the time of a request includes.
         commit: of the source tree, if there is one.
@@ -100,6 +102,7 @@ class Environment:
     before: DeviceState
     after: DeviceState
     threads: int | None = None
+    overlap: bool | None = None
     commit: str | None = None
     foreign_cores: float | None = None
 
@@ -222,7 +225,9 @@ class StageTimes:
         stage: its name.
         stats: of one run.
         runs_per_request: how often a request runs it.
-        share: of the request's time.
+        share: of the request's time; what ran beside a stage of the asking thread is not counted,
+            so shares add up to 1 at most.
+        beside: of the request's time, what ran beside others and is not in `share`, if any did.
         peak_bytes: memory while it runs, where it was measured.
         roofline: against its own limit, where it was counted.
         layers: under the profiler, the longest first.
@@ -233,6 +238,7 @@ class StageTimes:
     stats: Stats
     runs_per_request: float
     share: float
+    beside: float | None = None
     peak_bytes: int | None = None
     roofline: Roofline | None = None
     layers: tuple[LayerTime, ...] = ()

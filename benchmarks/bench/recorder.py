@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 from visionllm_edge.benchmarks.bench.measurement import Span
 from visionllm_edge.runtime.backends.base import KVCache, StageRunner
@@ -22,6 +22,7 @@ from visionllm_edge.runtime.ports import Array, StagePorts, Tensor
 __all__ = ["DeviceTimes", "Hook", "Recorder"]
 
 Hook = Callable[[str, StageRunner], object]
+T = TypeVar("T")
 
 
 @runtime_checkable
@@ -47,8 +48,8 @@ class Recorder:
         self._spans: list[Span] | None = None
         self._threads: dict[int, int] = {}
         self._lock = threading.Lock()
-        self._before: Hook | None = None
-        self._after: Hook | None = None
+        self._hooks: tuple[Hook, Hook] | None = None
+        self._alone = threading.Lock()
 
     def observe(self, stages: Stages) -> Stages:
         """The same stages, inside wrappers."""
@@ -70,15 +71,40 @@ class Recorder:
         """Time since the request began."""
         return (self._clock_ns() - self._start) / 1e6
 
-    def note(self, stage: str, runner: StageRunner, start: int, rows: int) -> None:
-        """A stage has run from `start` (of the clock) until now."""
-        stop = self._clock_ns()
-        if self._after is not None:
-            self._after(stage, runner)
-        if self._spans is None:
-            return
+    def run(self, stage: str, runner: StageRunner, rows: int, call: Callable[[], T]) -> T:
+        """Call what runs a stage, and write it down. For any thread."""
+        if self._hooks is None:
+            start = self._clock_ns()
+            out = call()
+            self._note(stage, runner, start, self._clock_ns(), rows)
+            return out
+        before, after = self._hooks
+        with self._alone:
+            before(stage, runner)
+            start = self._clock_ns()
+            out = call()
+            stop = self._clock_ns()
+            after(stage, runner)
+        self._note(stage, runner, start, stop, rows)
+        return out
+
+    @contextmanager
+    def hooks(self, before: Hook, after: Hook) -> Iterator[None]:
+        """Call these around every run of a stage inside the block; their time counts, too.
+
+        One stage runs at a time meanwhile, so that what they see belongs to that stage.
+        """
+        self._hooks = before, after
+        try:
+            yield
+        finally:
+            self._hooks = None
+
+    def _note(self, stage: str, runner: StageRunner, start: int, stop: int, rows: int) -> None:
         device = runner.device_times_ms() if isinstance(runner, DeviceTimes) else None
         with self._lock:
+            if self._spans is None:
+                return
             thread = self._threads.setdefault(threading.get_ident(), len(self._threads))
             self._spans.append(
                 Span(
@@ -91,21 +117,6 @@ class Recorder:
                     thread=thread,
                 )
             )
-
-    def start(self, stage: str, runner: StageRunner) -> int:
-        """A stage is about to run: the clock."""
-        if self._before is not None:
-            self._before(stage, runner)
-        return self._clock_ns()
-
-    @contextmanager
-    def hooks(self, before: Hook, after: Hook) -> Iterator[None]:
-        """Call these around every run of a stage inside the block; their time counts, too."""
-        self._before, self._after = before, after
-        try:
-            yield
-        finally:
-            self._before = self._after = None
 
 
 class _RecordedStages:
@@ -131,25 +142,22 @@ class _RecordedRunner:
         return self.inner.ports
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Array]:
-        start = self._recorder.start(self._name, self.inner)
-        out = self.inner.run(inputs)
-        self._recorder.note(self._name, self.inner, start, _rows(inputs))
-        return out
+        return self._recorder.run(
+            self._name, self.inner, _rows(inputs), lambda: self.inner.run(inputs)
+        )
 
     def run_kept(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        start = self._recorder.start(self._name, self.inner)
-        out = self.inner.run_kept(inputs)
-        self._recorder.note(self._name, self.inner, start, _rows(inputs))
-        return out
+        return self._recorder.run(
+            self._name, self.inner, _rows(inputs), lambda: self.inner.run_kept(inputs)
+        )
 
     def new_cache(self, capacity: int) -> KVCache:
         return self.inner.new_cache(capacity)
 
     def run_with_cache(self, inputs: Mapping[str, Tensor], cache: KVCache) -> dict[str, Array]:
-        start = self._recorder.start(self._name, self.inner)
-        out = self.inner.run_with_cache(inputs, cache)
-        self._recorder.note(self._name, self.inner, start, _rows(inputs))
-        return out
+        return self._recorder.run(
+            self._name, self.inner, _rows(inputs), lambda: self.inner.run_with_cache(inputs, cache)
+        )
 
 
 def _rows(inputs: Mapping[str, Tensor]) -> int:

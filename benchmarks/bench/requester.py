@@ -25,6 +25,7 @@ class Requester:
         path: the bundle; its files are not hashed again.
         workload: what is asked.
         threads: of the backend.
+        overlap: of the runtime, see `LoadOptions`.
         change: replaces the stages below the recorder, to see what a change would cost.
     """
 
@@ -34,6 +35,7 @@ class Requester:
         workload: Workload,
         *,
         threads: int | None = None,
+        overlap: bool | None = None,
         change: Observe | None = None,
     ) -> None:
         """Load the bundle."""
@@ -42,7 +44,7 @@ class Requester:
         begin = time.perf_counter()
         self.model = VisionLLM.from_bundle(
             Bundle.open(path, verify=False),
-            LoadOptions(threads=threads),
+            LoadOptions(threads=threads, overlap=overlap),
             observe=lambda stages: self.recorder.observe(change(stages) if change else stages),
         )
         self.load_ms = (time.perf_counter() - begin) * 1000

@@ -27,6 +27,7 @@ from visionllm_edge.benchmarks.bench.measurement import (
     Throughput,
     Workload,
 )
+from visionllm_edge.benchmarks.bench.overlap import beside_ms
 from visionllm_edge.benchmarks.bench.process_memory import peak_bytes, peak_since_reset, reset_peak
 from visionllm_edge.benchmarks.bench.profile import profile_task
 from visionllm_edge.benchmarks.bench.requester import Requester
@@ -82,6 +83,7 @@ class BenchOptions:
         tasks: names; empty takes all that the bundle has.
         budget: samples per task.
         threads: of the backend.
+        overlap: of the runtime, see `LoadOptions`.
         cold: also the first request of a new process.
         rate: also at so many requests a second.
         concurrency: also with so many processes at once.
@@ -92,6 +94,7 @@ class BenchOptions:
     tasks: tuple[str, ...] = ()
     budget: Budget = field(default_factory=Budget)
     threads: int | None = None
+    overlap: bool | None = None
     cold: bool = True
     rate: float | None = None
     concurrency: tuple[int, ...] = ()
@@ -135,10 +138,12 @@ def bench_bundle(
         if options.cold:
             note(f"first requests of new processes: {', '.join(task.name for task in tasks)}")
             names = [task.name for task in tasks]
-            cold = cold_start(path, names, workload, threads=options.threads)
+            cold = cold_start(
+                path, names, workload, threads=options.threads, overlap=options.overlap
+            )
         note("load the bundle")
         reset_peak()
-        requester = Requester(path, workload, threads=options.threads)
+        requester = Requester(path, workload, threads=options.threads, overlap=options.overlap)
         meter = find_meter()
         timed, energy = _time_tasks(requester, tasks, options, meter, note)
         peak = peak_since_reset() or peak_bytes()
@@ -160,7 +165,7 @@ def bench_bundle(
     return Result(
         created=now(),
         bundle=bundle_facts(bundle),
-        environment=environment_of(options.threads, before, after, foreign.cores),
+        environment=environment_of(options, before, after, foreign.cores),
         workload=workload,
         tasks=results,
         stages=tuple(
@@ -273,9 +278,11 @@ def stage_times(
 ) -> list[StageTimes]:
     """One entry per stage of the task, the longest first."""
     spans: dict[str, list[float]] = {}
+    beside: dict[str, float] = {}
     for one in requests:
-        for span in one.spans:
+        for span, shared in zip(one.spans, beside_ms(one.spans), strict=True):
             spans.setdefault(span.stage, []).append(span.host_ms)
+            beside[span.stage] = beside.get(span.stage, 0.0) + shared
     whole = sum(one.total_ms for one in requests)
     entries = [
         StageTimes(
@@ -283,7 +290,8 @@ def stage_times(
             stage=stage,
             stats=summarize(runs),
             runs_per_request=len(runs) / len(requests),
-            share=sum(runs) / whole,
+            share=(sum(runs) - beside[stage]) / whole,
+            beside=beside[stage] / whole if beside[stage] else None,
             peak_bytes=peaks.get((times.name, stage)),
         )
         for stage, runs in spans.items()
@@ -333,6 +341,7 @@ def _concurrent(
                 workload,
                 count,
                 threads=options.threads,
+                overlap=options.overlap,
                 seconds=_PATTERN_S,
             )
         )
@@ -340,7 +349,7 @@ def _concurrent(
 
 
 def environment_of(
-    threads: int | None, before: DeviceState, after: DeviceState, foreign: float
+    options: BenchOptions, before: DeviceState, after: DeviceState, foreign: float
 ) -> Environment:
     """Where it was measured."""
     facts = describe_environment(_PACKAGES)
@@ -353,7 +362,8 @@ def environment_of(
         timer=_TIMER,
         before=before,
         after=after,
-        threads=threads,
+        threads=options.threads,
+        overlap=options.overlap,
         commit=_commit(),
         foreign_cores=round(foreign, 3),
     )

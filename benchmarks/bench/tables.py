@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from visionllm_edge.benchmarks.bench.measurement import Result
 from visionllm_edge.benchmarks.bench.statistics import Stats
 from visionllm_edge.benchmarks.bench.table_text import aligned, markdown
@@ -41,15 +43,18 @@ def result_tables(result: Result) -> list[tuple[str, list[list[str]]]]:
             f"{entry.stats.p50:.3f}",
             f"{entry.runs_per_request:.1f}",
             f"{entry.share:.0%}",
+            "" if entry.beside is None else f"{entry.beside:.0%}",
             "" if entry.peak_bytes is None else f"{entry.peak_bytes / 1e6:.0f}",
             "" if entry.roofline is None else f"{entry.roofline.share:.0%}",
             "" if entry.roofline is None else entry.roofline.bound,
         ]
         for entry in result.stages
     ]
-    head = ["stage", "p50 ms", "runs", "of the task", "peak MB", "of its limit", "bound by"]
-    if not any(entry.roofline for entry in result.stages):
-        head, stages = head[:5], [row[:5] for row in stages]
+    head = ["stage", "p50 ms", "runs", "of the task", "beside others", "peak MB"]
+    head += ["of its limit", "bound by"]
+    said = [True] * 4 + [any(entry.beside is not None for entry in result.stages), True]
+    said += [any(entry.roofline for entry in result.stages)] * 2
+    head, *stages = ([*itertools.compress(row, said)] for row in (head, *stages))
     tables.append(("Stages (measured; the limit is counted from the graph)", [head, *stages]))
     if result.llm:
         rows = [

@@ -64,8 +64,8 @@ def bench_versus(
     before = read_state()
     with ForeignLoad() as foreign:
         requesters = [
-            Requester(first, workload, threads=options.threads),
-            Requester(second, workload, threads=options.threads, change=change),
+            Requester(path, workload, threads=options.threads, overlap=options.overlap, change=put)
+            for path, put in ((first, None), (second, change))
         ]
         timed = {task.name: _turns(requesters, task, options) for task in tasks}
     after = read_state()
@@ -79,7 +79,7 @@ def bench_versus(
             Result(
                 created=now(),
                 bundle=bundle_facts(bundle),
-                environment=environment_of(options.threads, before, after, foreign.cores),
+                environment=environment_of(options, before, after, foreign.cores),
                 workload=workload,
                 tasks=times,
                 stages=tuple(

@@ -1,8 +1,8 @@
 """A process of its own that asks a bundle: the first request after a start, or many at once.
 
-Reads one JSON object from standard input: ``bundle``, ``task``, ``threads``, ``workload`` and
-``seconds`` (0: one request only). Prints ``ready`` when loaded, waits for a line, and prints one
-JSON object.
+Reads one JSON object from standard input: ``bundle``, ``task``, ``threads``, ``overlap``,
+``workload`` and ``seconds`` (0: one request only). Prints ``ready`` when loaded, waits for a line,
+and prints one JSON object.
 """
 
 from __future__ import annotations
@@ -75,7 +75,14 @@ class Worker:
 
 @contextmanager
 def start_workers(
-    count: int, bundle: Path, task: str, workload: Workload, *, threads: int | None, seconds: float
+    count: int,
+    bundle: Path,
+    task: str,
+    workload: Workload,
+    *,
+    threads: int | None,
+    seconds: float,
+    overlap: bool | None = None,
 ) -> Iterator[list[Worker]]:
     """Processes that ask the same task; they are ended with the block."""
     order = json.dumps(
@@ -83,6 +90,7 @@ def start_workers(
             "bundle": str(bundle),
             "task": task,
             "threads": threads,
+            "overlap": overlap,
             "workload": json_from_object(workload),
             "seconds": seconds,
         }
@@ -120,7 +128,9 @@ def main() -> None:
     order = json.loads(sys.stdin.readline())
     workload = object_from_json(Workload, order["workload"])
     seconds = float(order["seconds"])
-    requester = Requester(Path(order["bundle"]), workload, threads=order["threads"])
+    requester = Requester(
+        Path(order["bundle"]), workload, threads=order["threads"], overlap=order["overlap"]
+    )
     ask = requester.requests(next(task for task in TASKS if task.name == order["task"]))
     if seconds:
         ask()  # stages are loaded when first asked for

@@ -1,9 +1,9 @@
-"""TensorRT and TensorRT-RTX: engines of a bundle, loaded once and run on one CUDA stream.
+"""TensorRT and TensorRT-RTX: engines of a bundle, loaded once, each with a CUDA stream of its own.
 
 An engine is native code. It is loaded only if its bytes have the digest that the bundle's manifest
 (or the caller who has just built it) gives; code that an engine may carry for the host stays
-forbidden. All stages of a backend share one stream, so that what one stage leaves on the device
-the next one finds finished.
+forbidden. A stage shares its stream and its memory with no other, so two stages may run from two
+threads at a time; what one leaves on the device, the stream of the one that reads it waits for.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import Any
 
 from visionllm_edge.runtime.backends.base import StageOptions
 from visionllm_edge.runtime.backends.tensorrt_engine import read_engine
-from visionllm_edge.runtime.backends.tensorrt_stage import TensorRTStage
+from visionllm_edge.runtime.backends.tensorrt_stage import Messages, TensorRTStage
 from visionllm_edge.runtime.bundle import Bundle
-from visionllm_edge.runtime.device.base import Device, Stream
+from visionllm_edge.runtime.device.base import Device
 from visionllm_edge.runtime.errors import BackendError
 from visionllm_edge.runtime.ports import StagePorts
 
@@ -29,7 +29,6 @@ __all__ = ["TensorRTBackend", "enterprise", "rtx"]
 _log = logging.getLogger(__name__)
 _PLUGINS = "plugins/"
 _LOGGED = {"INTERNAL_ERROR": logging.ERROR, "ERROR": logging.ERROR, "WARNING": logging.WARNING}
-_MESSAGES_KEPT = 8
 
 
 def enterprise() -> TensorRTBackend:
@@ -50,9 +49,8 @@ class _Library:
     version: str
     trt: Any
     runtime: Any
-    messages: list[str]
+    messages: Messages
     device: Device
-    stream: Stream
 
 
 class TensorRTBackend:
@@ -101,7 +99,7 @@ class TensorRTBackend:
             ports,
             ends,
             device=library.device,
-            stream=library.stream,
+            stream=library.device.new_stream(),
             messages=library.messages,
             owner=library,
         )
@@ -115,7 +113,7 @@ class TensorRTBackend:
             loaded = load(self._name)
             trt = loaded.module
             device = (self._open_device or _cuda_device)()
-            messages: list[str] = []
+            messages = Messages()
             runtime = trt.Runtime(_logger(trt, messages))
             # An engine may embed libraries for the host; ours never need one.
             runtime.engine_host_code_allowed = False
@@ -126,7 +124,6 @@ class TensorRTBackend:
                 runtime=runtime,
                 messages=messages,
                 device=device,
-                stream=device.new_stream(),
             )
             _log.debug("%s on %s", loaded.product, device.properties.name)
         return self._opened
@@ -163,7 +160,7 @@ def _cuda_device() -> Device:
     return open_device()
 
 
-def _logger(trt: Any, messages: list[str]) -> Any:
+def _logger(trt: Any, messages: Messages) -> Any:
     """TensorRT's log as ours; errors are also kept for the exception that follows."""
 
     class Logger(trt.ILogger):  # type: ignore[misc]
@@ -174,8 +171,7 @@ def _logger(trt: Any, messages: list[str]) -> Any:
             level = _LOGGED.get(severity.name, logging.DEBUG)
             if level >= logging.ERROR:
                 # It arrives once more as an exception, which names the stage.
-                messages.append(message.strip())
-                del messages[:-_MESSAGES_KEPT]
+                messages.add(message.strip())
                 level = logging.DEBUG
             _log.log(level, "%s", message.strip())
 
@@ -247,8 +243,8 @@ def _image(library: _Library, bundle: Bundle, operator: str, files: dict[str, st
     return _checked(bundle, relative)
 
 
-def _said(messages: list[str]) -> str:
-    return f" ({'; '.join(messages)})" if messages else ""
+def _said(messages: Messages) -> str:
+    return f" ({messages})" if messages else ""
 
 
 def _cannot_load(

@@ -1,4 +1,4 @@
-"""One engine with its ports: buffers taken once, work on one stream, graphs for hot shapes.
+"""One engine with its ports: buffers taken once, a stream of its own, graphs for hot shapes.
 
 What a run does, in the order of the stream: numpy inputs go through pinned memory to the device;
 the engine runs; outputs for the host come back through pinned memory. A run whose shapes,
@@ -11,6 +11,7 @@ memory there is one buffer for each; otherwise there are two, read and written i
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,10 +37,37 @@ from visionllm_edge.runtime.ports import (
     shape_text,
 )
 
-__all__ = ["DeviceCache", "TensorRTStage"]
+__all__ = ["DeviceCache", "Messages", "TensorRTStage"]
+
+_MESSAGES_KEPT = 8
 
 # What TensorRT asks of an address. Memory of ours always has it, a slice of a torch tensor may not.
 _ALIGNMENT_BYTES = 256
+
+
+class Messages(threading.local):
+    """What TensorRT said to a thread since it was asked to forget: a stage's failure is its own."""
+
+    def __init__(self) -> None:
+        """Start empty, in each thread."""
+        self._kept: list[str] = []
+
+    def add(self, message: str) -> None:
+        """One more; the oldest goes where there are too many."""
+        self._kept.append(message)
+        del self._kept[:-_MESSAGES_KEPT]
+
+    def clear(self) -> None:
+        """Forget them."""
+        self._kept.clear()
+
+    def __bool__(self) -> bool:
+        """Whether anything was said."""
+        return bool(self._kept)
+
+    def __str__(self) -> str:
+        """All of them in one line."""
+        return "; ".join(self._kept)
 
 
 class DeviceCache:
@@ -144,9 +172,12 @@ class TensorRTStage:
 
     def __init__(
         self, trt: Any, engine: Any, ports: StagePorts, ends: EngineEnds, *,
-        device: Device, stream: Stream, messages: list[str], owner: object,
+        device: Device, stream: Stream, messages: Messages, owner: object,
     ) -> None:  # fmt: skip
-        """Take an engine whose ends were checked; memory is taken when a run needs it."""
+        """Take an engine whose ends were checked; memory is taken when a run needs it.
+
+        The stream is this stage's alone: a recording of another thread would swallow its work.
+        """
         self._trt = trt
         self._engine = engine
         self._ports = ports
@@ -443,7 +474,7 @@ class TensorRTStage:
         context.shapes = dict(shapes)
 
     def _failed(self, what: str) -> BackendError:
-        said = "; ".join(self._messages) or "it gave no reason"
+        said = str(self._messages) or "it gave no reason"
         return BackendError(
             f"stage {self._ports.stage!r}: TensorRT {what}: {said}. If this goes on, build the "
             "bundle again on this device; 'visionllm-edge doctor' shows its versions."

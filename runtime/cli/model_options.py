@@ -69,6 +69,11 @@ _LOADING = (
         show_default=True,
         help="Picture sizes of the detector that stay loaded.",
     ),
+    click.option(
+        "--overlap/--no-overlap",
+        default=None,
+        help="Look at the picture while the language model runs [default: on a GPU].",
+    ),
 )
 
 
@@ -104,9 +109,14 @@ def load_options(command: Command) -> Command:
 
     @functools.wraps(command)
     def with_loading(
-        *args: Any, threads: int | None, context: int | None, buckets: int, **rest: Any
+        *args: Any,
+        threads: int | None,
+        context: int | None,
+        buckets: int,
+        overlap: bool | None,
+        **rest: Any,
     ) -> Any:
-        loading = LoadOptions(threads=threads, context=context, buckets=buckets)
+        loading = LoadOptions(threads=threads, context=context, buckets=buckets, overlap=overlap)
         return command(*args, loading=loading, **rest)
 
     return _with(_LOADING, with_loading)

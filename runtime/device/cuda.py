@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import logging
+import threading
 import weakref
 from types import ModuleType
 
@@ -42,6 +43,8 @@ _FATAL = (
     "cudaErrorIllegalInstruction",
     "cudaErrorLaunchTimeout",
 )
+# Before a device is chosen.
+_ANYWHERE = frozenset({"cudaGetDeviceCount", "cudaSetDevice"})
 _ANY_NEXT_STEP = "Run 'visionllm-edge doctor' to see what this machine has."
 
 
@@ -72,6 +75,16 @@ class _Calls:
     def __init__(self, runtime: ModuleType, ordinal: int) -> None:
         self._runtime = runtime
         self._ordinal = ordinal
+        self._here = threading.local()
+
+    def choose_device(self) -> None:
+        """Make the device the calling thread's current one, which no thread inherits.
+
+        Raises:
+            BackendError: there is no such device.
+        """
+        self("cudaSetDevice", self._ordinal)
+        self._here.chosen = True
 
     def constant(self, group: str, name: str) -> object:
         """A member of one of the bindings' enumerations."""
@@ -79,6 +92,8 @@ class _Calls:
 
     def __call__(self, name: str, *arguments: object, about: str = "") -> object:
         """Call; returns what stands behind the status: nothing, one value or a tuple."""
+        if name not in _ANYWHERE and not hasattr(self._here, "chosen"):
+            self.choose_device()
         try:
             status, *values = getattr(self._runtime, name)(*arguments)
         # The bindings load the CUDA libraries at the first call; the error is a class of theirs.
@@ -200,7 +215,7 @@ class _HostBuffer:
 
 
 class CudaDevice:
-    """One CUDA device; implements ``Device``. Calls act on the calling thread's current device."""
+    """One CUDA device; implements ``Device``. For any thread: its first call chooses the device."""
 
     def __init__(self, runtime: ModuleType, ordinal: int) -> None:
         """Choose the device and read its properties."""
@@ -212,7 +227,7 @@ class CudaDevice:
                 f"CUDA device {ordinal}: expected a number below {count}, the devices of this "
                 f"machine. {step}"
             )
-        self._calls("cudaSetDevice", ordinal)
+        self._calls.choose_device()
         self._properties = self._read_properties(ordinal)
 
     @property

@@ -135,11 +135,16 @@ class BufferPool:
 
     def take(self, place: Hashable, nbytes: int) -> PooledBuffer:
         """A buffer of at least that many bytes."""
-        free = self._free.get(place, [])
-        for index, buffer in enumerate(free):
+        # A buffer may come back while this runs, from another thread or from a collection of
+        # garbage in this one, so each is taken out before it is looked at.
+        free = self._free.setdefault(place, [])
+        too_small: list[DeviceBuffer] = []
+        while (buffer := _popped(free)) is not None:
             if buffer.nbytes >= nbytes:
-                return PooledBuffer(self, place, free.pop(index))
-        free.clear()
+                free[:0] = too_small
+                return PooledBuffer(self, place, buffer)
+            too_small.append(buffer)
+        too_small.clear()
         rounded = -(-max(nbytes, 1) // _GRAIN_BYTES) * _GRAIN_BYTES
         return PooledBuffer(self, place, self._device.allocate(rounded))
 
@@ -148,3 +153,11 @@ class BufferPool:
         free = self._free.setdefault(place, [])
         free.append(buffer)
         del free[:-_KEPT_PER_PLACE]
+
+
+def _popped(buffers: list[DeviceBuffer]) -> DeviceBuffer | None:
+    """The first, which is in the list no longer; None if there is none."""
+    try:
+        return buffers.pop(0)
+    except IndexError:
+        return None

@@ -49,41 +49,44 @@ def find_poses(
     decoder = pipeline.pose
     question = pose_question(objects, keypoints)
     labels, names = list(objects), list(keypoints)
-    if free is None:
-        answer = pose_answer(objects, keypoints)
-        hidden = hidden_of_groups(pipeline, picture, question, answer)
-        text = pipeline.tokenizer.decode(pipeline.tokenizer.encode(answer, bos=False))
-        for index, name in enumerate((*labels, *names)):
-            yield GroupEvent(_DET if index < len(labels) else _POSE, name, index)
-        poses = decoder.find(
-            picture,
-            hidden[: len(labels)],
-            hidden[len(labels) :],
-            labels,
-            names,
-            groups=range(len(labels)),
-            selecting=selecting,
-        )
-    else:
-        written = Answer()
-        sequence = pipeline.prompt((Turn(question),), picture)
-        yield from write_answer(pipeline, sequence, free, written)
-        text = written.text.strip()
-        found = [g for _, g in written.of("detector") if g.group.routing == _DET]
-        asked = [g for _, g in written.of("pose")]
-        labels += [g.label for g in found if g.label not in labels]
-        names = [g.label for g in asked]
-        poses = []
-        if found and asked:
+    with pipeline.ahead(picture, decoder) as ahead:
+        if free is None:
+            answer = pose_answer(objects, keypoints)
+            hidden = hidden_of_groups(pipeline, picture, question, answer, when_it_fits=ahead.start)
+            text = pipeline.tokenizer.decode(pipeline.tokenizer.encode(answer, bos=False))
+            for index, name in enumerate((*labels, *names)):
+                yield GroupEvent(_DET if index < len(labels) else _POSE, name, index)
+            ahead.join()
             poses = decoder.find(
                 picture,
-                np.stack([g.hidden_ND for g in found]),
-                np.stack([g.hidden_ND for g in asked]),
-                [g.label for g in found],
+                hidden[: len(labels)],
+                hidden[len(labels) :],
+                labels,
                 names,
-                groups=[labels.index(g.label) for g in found],
+                groups=range(len(labels)),
                 selecting=selecting,
             )
+        else:
+            written = Answer()
+            sequence = pipeline.prompt((Turn(question),), picture, when_it_fits=ahead.start)
+            yield from write_answer(pipeline, sequence, free, written)
+            text = written.text.strip()
+            found = [g for _, g in written.of("detector") if g.group.routing == _DET]
+            asked = [g for _, g in written.of("pose")]
+            labels += [g.label for g in found if g.label not in labels]
+            names = [g.label for g in asked]
+            poses = []
+            if found and asked:
+                ahead.join()
+                poses = decoder.find(
+                    picture,
+                    np.stack([g.hidden_ND for g in found]),
+                    np.stack([g.hidden_ND for g in asked]),
+                    [g.label for g in found],
+                    names,
+                    groups=[labels.index(g.label) for g in found],
+                    selecting=selecting,
+                )
     yield from map(PoseEvent, poses)
     yield DoneEvent(
         PoseResult(

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from visionllm_edge.runtime import postprocess
 from visionllm_edge.runtime.bundle import Bundle
 from visionllm_edge.runtime.manifest import DetectorSpec, Normalization
-from visionllm_edge.runtime.pipelines.backbone import backbone_features, constants_of
+from visionllm_edge.runtime.pipelines.backbone import Backbone, constants_of
 from visionllm_edge.runtime.pipelines.picture import DetectorFeatures, Picture
 from visionllm_edge.runtime.pipelines.stages import Stages
 from visionllm_edge.runtime.ports import Tensor
@@ -58,7 +58,9 @@ class Detector:
         """Load nothing yet: the picture decides which bucket is needed."""
         self._stages = stages
         self.spec = spec
-        self._constants = constants
+        self.backbone = Backbone(
+            stages, "det_backbone", spec, constants, detector_input, levels=(1, 2, 3, 4)
+        )
 
     def find(
         self,
@@ -152,7 +154,7 @@ class Detector:
         picture: Picture,
         hidden_TND: NDArray[np.float32],  # noqa: N803 (axis letters)
     ) -> _Decoded:
-        features = self._features(picture)
+        features = self.backbone.look_at(picture)
         bucket = features.prepared.bucket
         valid_size = np.array(features.prepared.valid_size, np.int64)
         encoded = self._stages.get("det_encoder", bucket).run_kept(
@@ -187,19 +189,6 @@ class Detector:
             }
         )["masks"][0]
         return logits.astype(np.float32, copy=False)
-
-    def _features(self, picture: Picture) -> DetectorFeatures:
-        if picture.detector is None:
-            picture.detector = backbone_features(
-                self._stages,
-                "det_backbone",
-                picture.rgb,
-                self.spec,
-                self._constants,
-                detector_input,
-                levels=(1, 2, 3, 4),
-            )
-        return picture.detector
 
 
 def detector_from_bundle(bundle: Bundle, stages: Stages) -> Detector | None:

@@ -170,9 +170,12 @@ def find_free(
     if listed_by is not None:
         tokenizer, template = pipeline.tokenizer, pipeline.template
         form = class_list_format(tokenizer, labels, listed_by, template=template)
-    sequence = pipeline.prompt((Turn(question),), picture)
-    yield from write_answer(pipeline, sequence, config, answer, form=form)
-    groups = [group for _, group in answer.of("detector")]
+    with pipeline.ahead(picture, detector) as ahead:
+        sequence = pipeline.prompt((Turn(question),), picture, when_it_fits=ahead.start)
+        yield from write_answer(pipeline, sequence, config, answer, form=form)
+        groups = [group for _, group in answer.of("detector")]
+        if groups:
+            ahead.join()
     classes = list(labels)
     for group in groups:
         if group.label not in classes:

@@ -62,39 +62,43 @@ def find_expressions(
     routing = pipeline.check_routing(_GRD)
     found: list[Detection] = []
     texts: list[str] = []
-    for index, expression in enumerate(expressions):
-        question = GROUNDING_QUESTIONS[0].format(expression=expression)
-        hidden: NDArray[np.float32] | None
-        if free is None:
-            hidden = hidden_of_groups(pipeline, picture, question, scripted_grounding())
-            tokenizer = pipeline.tokenizer
-            texts.append(tokenizer.decode(tokenizer.encode(scripted_grounding(), bos=False)))
-        else:
-            answer = Answer()
-            sequence = pipeline.prompt((Turn(question),), picture)
-            # The group's event names the expression's place among all of them, so it is made here.
-            for event in write_answer(pipeline, sequence, free, answer):
-                if not isinstance(event, GroupEvent):
-                    yield event
-            groups = answer.of("detector")
-            # More groups than one would mean more than one object; the first one answers.
-            hidden = groups[0][1].hidden_ND[None] if groups else None
-            routing = groups[0][1].group.routing if groups else routing
-            texts.append(answer.text.strip())
-        if hidden is None:
-            continue
-        yield GroupEvent(routing, expression, index)
-        best = detector.find(
-            picture,
-            hidden,
-            [expression],
-            groups=[index],
-            threshold=0.0,
-            top_k=1,
-            masks=masks,
-        )
-        yield from map(DetectionEvent, best)
-        found += best
+    with pipeline.ahead(picture, detector) as ahead:
+        for index, expression in enumerate(expressions):
+            question = GROUNDING_QUESTIONS[0].format(expression=expression)
+            hidden: NDArray[np.float32] | None
+            if free is None:
+                hidden = hidden_of_groups(
+                    pipeline, picture, question, scripted_grounding(), when_it_fits=ahead.start
+                )
+                tokenizer = pipeline.tokenizer
+                texts.append(tokenizer.decode(tokenizer.encode(scripted_grounding(), bos=False)))
+            else:
+                answer = Answer()
+                sequence = pipeline.prompt((Turn(question),), picture, when_it_fits=ahead.start)
+                # The group's event names the expression's place among all, so it is made here.
+                for event in write_answer(pipeline, sequence, free, answer):
+                    if not isinstance(event, GroupEvent):
+                        yield event
+                groups = answer.of("detector")
+                # More groups than one would mean more than one object; the first one answers.
+                hidden = groups[0][1].hidden_ND[None] if groups else None
+                routing = groups[0][1].group.routing if groups else routing
+                texts.append(answer.text.strip())
+            if hidden is None:
+                continue
+            yield GroupEvent(routing, expression, index)
+            ahead.join()
+            best = detector.find(
+                picture,
+                hidden,
+                [expression],
+                groups=[index],
+                threshold=0.0,
+                top_k=1,
+                masks=masks,
+            )
+            yield from map(DetectionEvent, best)
+            found += best
     yield DoneEvent(
         DetectionResult(
             image_size=picture.size,
@@ -115,15 +119,18 @@ def caption_with_phrases(
     """Let the model describe the picture, and find the objects of every phrase that it tags."""
     detector = pipeline.detector
     answer = Answer()
-    sequence = pipeline.prompt((Turn(question),), picture)
-    yield from write_answer(pipeline, sequence, config, answer)
-    text, all_phrases = plain_answer(
-        pipeline.tokenizer,
-        answer.ids,
-        [group.label for group in answer.groups],
-        pipeline.routing_ids,
-    )
-    linked = _linked(answer, all_phrases)
+    with pipeline.ahead(picture, detector) as ahead:
+        sequence = pipeline.prompt((Turn(question),), picture, when_it_fits=ahead.start)
+        yield from write_answer(pipeline, sequence, config, answer)
+        text, all_phrases = plain_answer(
+            pipeline.tokenizer,
+            answer.ids,
+            [group.label for group in answer.groups],
+            pipeline.routing_ids,
+        )
+        linked = _linked(answer, all_phrases)
+        if linked:
+            ahead.join()
     detections: list[Detection] = []
     if linked:
         detections = detector.find(
@@ -155,9 +162,11 @@ def label_pixels(
     routing = pipeline.check_routing(_SEG)
     answer = scripted_answer(classes, routing)
     question = SEGMENTATION_QUESTIONS[0].format(classes=", ".join(classes))
-    hidden = hidden_of_groups(pipeline, picture, question, answer)
-    for index, name in enumerate(classes):
-        yield GroupEvent(routing, name, index)
+    with pipeline.ahead(picture, detector) as ahead:
+        hidden = hidden_of_groups(pipeline, picture, question, answer, when_it_fits=ahead.start)
+        for index, name in enumerate(classes):
+            yield GroupEvent(routing, name, index)
+        ahead.join()
     labels = detector.semantic(picture, hidden, threshold=threshold)
     text = pipeline.tokenizer.decode(pipeline.tokenizer.encode(answer, bos=False))
     yield DoneEvent(SemanticResult(picture.size, tuple(classes), labels, text))

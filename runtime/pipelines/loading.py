@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -41,11 +42,15 @@ class LoadOptions:
         context: positions of the decoder's cache; None for all that the model has.
         buckets: size buckets of the detector that are kept in memory, each with its own weights.
             Pictures come in few sizes: landscape and portrait of one camera are two.
+        overlap: run the backbone of a request that needs one beside the language model; the answers
+            are the same, bit by bit. None does so where a device of its own does the work. On a
+            processor both want the same cores: OVERLAP_NUMBERS
     """
 
     threads: int | None = None
     context: int | None = None
     buckets: int = 2
+    overlap: bool | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be loaded."""
@@ -57,9 +62,13 @@ class LoadOptions:
             if value is not None and value < 1:
                 raise InputError(f"{name}: expected at least 1, got {value}. Change the option.")
 
+    def overlaps(self, backend: str) -> bool:
+        """Whether stages run beside the language model on that backend."""
+        return backend != _HOST_BACKEND if self.overlap is None else self.overlap
+
 
 class BundleStages:
-    """The stages of a bundle, loaded on demand.
+    """The stages of a bundle, loaded on demand; `get` is for any thread.
 
     Args:
         bundle: an opened bundle.
@@ -75,6 +84,7 @@ class BundleStages:
         self._options = replace(options, bundle=bundle)
         self._plain: dict[str, StageRunner] = {}
         self._bucketed: OrderedDict[tuple[int, int], dict[str, StageRunner]] = OrderedDict()
+        self._lock = threading.Lock()
 
     @property
     def loaded(self) -> frozenset[str]:
@@ -88,6 +98,14 @@ class BundleStages:
             BundleError: no such stage, or none for that bucket.
             BackendError: it cannot be loaded.
         """
+        # A stage that is there is not kept waiting by one that another thread loads.
+        runner = self._plain.get(name)
+        if runner is not None:
+            return runner
+        with self._lock:
+            return self._get(name, bucket)
+
+    def _get(self, name: str, bucket: tuple[int, int] | None) -> StageRunner:
         spec = self._bundle.manifest.stages.get(name)
         if spec is not None and all(variant.bucket is None for variant in spec.variants):
             bucket = None
@@ -117,7 +135,7 @@ def load_pipeline(
         bundle: an opened bundle.
         options: how to load it.
         stages: take these in place of the bundle's own (the parity gate runs the same pipeline on
-            the torch model). Memory is not planned then.
+            the torch model). Memory is not planned then, and nothing overlaps unless asked to.
         observe: gets the stages and gives back what the pipeline shall use in their place; a
             measurement puts its clocks there.
 
@@ -138,7 +156,9 @@ def load_pipeline(
             "in the manifest's tokenizer section. Compile the checkpoint again."
         )
     vision, clip = manifest.vision(), manifest.preprocessing().clip
-    stages, session, admit = _session(bundle, options or LoadOptions(), stages, observe)
+    options = options or LoadOptions()
+    overlap = options.overlaps(manifest.target.backend if stages is None else _HOST_BACKEND)
+    stages, session, admit = _session(bundle, options, stages, observe)
     return VisionLLMv2(
         stages=stages,
         tokenizer=tokenizer,
@@ -157,6 +177,7 @@ def load_pipeline(
         generator=image_maker(bundle, stages, "generate", partial(admit, "generate")),
         editor=image_maker(bundle, stages, "edit", partial(admit, "edit")),
         regions=manifest.model.regions,
+        overlap=overlap,
     )
 
 

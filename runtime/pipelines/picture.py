@@ -54,8 +54,7 @@ class Picture:
         image_rows: the image tokens.
         vision_states: what the region encoder reads, where the bundle has one.
         region_rows: rows of regions by their number.
-        detector: the detector's backbone maps.
-        pose: the keypoint decoder's backbone maps.
+        features: what each backbone saw, by the stage's name.
     """
 
     key: str
@@ -64,8 +63,7 @@ class Picture:
     image_rows: ImageRows | None = field(default=None, repr=False)
     vision_states: VisionStates | None = field(default=None, repr=False)
     region_rows: dict[int, NDArray[np.float32]] = field(default_factory=dict, repr=False)
-    detector: DetectorFeatures | None = field(default=None, repr=False)
-    pose: DetectorFeatures | None = field(default=None, repr=False)
+    features: dict[str, DetectorFeatures] = field(default_factory=dict, repr=False)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -92,7 +90,9 @@ class PictureCache:
             InputError: not a usable image.
         """
         rgb = load_image(image)
-        key = hashlib.blake2b(repr(rgb.shape).encode() + rgb.tobytes(), digest_size=16).hexdigest()
+        digest = hashlib.blake2b(repr(rgb.shape).encode(), digest_size=16)
+        digest.update(rgb.data.cast("B"))
+        key = digest.hexdigest()
         picture = self._pictures.pop(key, None) or Picture(key, rgb)
         self._pictures[key] = picture
         while len(self._pictures) > self._capacity:

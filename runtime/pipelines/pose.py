@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from visionllm_edge.runtime.bundle import Bundle
 from visionllm_edge.runtime.errors import InputError
 from visionllm_edge.runtime.manifest import Normalization, PoseSpec
-from visionllm_edge.runtime.pipelines.backbone import backbone_features, constants_of
-from visionllm_edge.runtime.pipelines.picture import DetectorFeatures, Picture
+from visionllm_edge.runtime.pipelines.backbone import Backbone, constants_of
+from visionllm_edge.runtime.pipelines.picture import Picture
 from visionllm_edge.runtime.pipelines.stages import Stages
 from visionllm_edge.runtime.pose_postprocess import select_poses
 from visionllm_edge.runtime.preprocess import pose_input
@@ -76,7 +76,9 @@ class PoseDecoder:
         """Load nothing yet: the picture decides which bucket is needed."""
         self._stages = stages
         self.spec = spec
-        self._constants = constants
+        self.backbone = Backbone(
+            stages, "pose_backbone", spec, constants, pose_input, levels=(2, 3, 4)
+        )
 
     def find(
         self,
@@ -105,7 +107,7 @@ class PoseDecoder:
             BackendError: the decoder's outputs are not finite.
         """
         self._check(len(objects_TND), len(keypoints_KND))
-        features = self._features(picture)
+        features = self.backbone.look_at(picture)
         bucket = features.prepared.bucket
         valid_size = np.array(features.prepared.valid_size, np.int64)
         encoded = self._stages.get("pose_encoder", bucket).run_kept(
@@ -163,19 +165,6 @@ class PoseDecoder:
                     f"pose: expected 1 to {most} {what} (the keypoint decoder's slots), got "
                     f"{given}. Ask for {'some' if not given else 'fewer'}."
                 )
-
-    def _features(self, picture: Picture) -> DetectorFeatures:
-        if picture.pose is None:
-            picture.pose = backbone_features(
-                self._stages,
-                "pose_backbone",
-                picture.rgb,
-                self.spec,
-                self._constants,
-                pose_input,
-                levels=(2, 3, 4),
-            )
-        return picture.pose
 
 
 def pose_from_bundle(bundle: Bundle, stages: Stages) -> PoseDecoder | None:

@@ -6,7 +6,7 @@ the authors measure detection, and the fast way whenever the classes are known.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,15 +45,19 @@ def hidden_of_groups(
     question: str | tuple[Segment, ...],
     answer: Sequence[Segment],
     marked: Marked | None = None,
+    *,
+    when_it_fits: Callable[[], None] | None = None,
 ) -> NDArray[np.float32]:
     """Hidden states ``[T, N, D]`` of the answer's groups, in order, from one prefill.
 
-    What stands behind the last group cannot change them and is left out.
+    What stands behind the last group cannot change them and is left out. ``when_it_fits`` is called
+    before anything is computed.
 
     Raises:
         ContextError: prompt and answer do not fit.
     """
-    sequence = pipeline.prompt((Turn(question, tuple(answer)),), picture, marked)
+    turn = Turn(question, tuple(answer))
+    sequence = pipeline.prompt((turn,), picture, marked, when_it_fits=when_it_fits)
     sequence.cut_after_last_group()
     wanted = [
         position
@@ -89,10 +93,14 @@ def find_scripted(
         marked: the regions that the question points at.
     """
     detector = pipeline.detector
-    hidden = hidden_of_groups(pipeline, picture, question, answer, marked)
-    assert len(hidden) == len(labels), "one group per label"
-    for index, label in enumerate(labels):
-        yield GroupEvent(routing, label, index)
+    with pipeline.ahead(picture, detector) as ahead:
+        hidden = hidden_of_groups(
+            pipeline, picture, question, answer, marked, when_it_fits=ahead.start
+        )
+        assert len(hidden) == len(labels), "one group per label"
+        for index, label in enumerate(labels):
+            yield GroupEvent(routing, label, index)
+        ahead.join()
     detections = detector.find(
         picture,
         hidden,

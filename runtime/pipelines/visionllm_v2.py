@@ -9,7 +9,7 @@ states) and ``free`` (the model writes the answer).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,7 @@ from visionllm_edge.runtime.images import ImageLike
 from visionllm_edge.runtime.llm.embeddings import SuperLink
 from visionllm_edge.runtime.llm.sequence import ImageRows, TokenSequence
 from visionllm_edge.runtime.llm.session import DecoderSession
+from visionllm_edge.runtime.pipelines.ahead import Ahead
 from visionllm_edge.runtime.pipelines.detector import Detector
 from visionllm_edge.runtime.pipelines.marked import Marked, mark, region_rows
 from visionllm_edge.runtime.pipelines.picture import Picture, PictureCache, VisionStates
@@ -73,6 +74,8 @@ class VisionLLMv2:
         editor: makes pictures from a picture and words, if the bundle can.
         regions: whether questions may point at regions.
         template: conversation template.
+        overlap: whether a request that needs a decoder has its backbone run beside the language
+            model; the answers are the same, bit by bit.
     """
 
     def __init__(
@@ -89,11 +92,13 @@ class VisionLLMv2:
         generator: ImageMaker | None = None,
         editor: ImageMaker | None = None,
         regions: bool = False,
+        overlap: bool = False,
     ) -> None:
         """Resolve the control tokens by name."""
         self.tokenizer = tokenizer
         self.session = session
         self.template = template
+        self.overlap = overlap
         self._stages = stages
         self._vision = vision
         self._detector = detector
@@ -224,6 +229,17 @@ class VisionLLMv2:
         """
         return self._pictures.open(image)
 
+    def ahead(self, picture: Picture, decoder: Detector | PoseDecoder) -> Ahead:
+        """A decoder's backbone on a picture, to be run beside the language model.
+
+        For requests that are known to need that decoder. Without `overlap`, or if the picture was
+        looked at before, there is nothing to start.
+        """
+        backbone = decoder.backbone
+        if not self.overlap or backbone.knows(picture):
+            return Ahead(None)
+        return Ahead(lambda: backbone.look_at(picture))
+
     def empty(self) -> TokenSequence:
         """A sequence with nothing in it."""
         return TokenSequence(
@@ -247,9 +263,16 @@ class VisionLLMv2:
         return mark(picture, regions, side=self._vision.image_size)
 
     def prompt(
-        self, turns: Sequence[Turn], picture: Picture | None, marked: Marked | None = None
+        self,
+        turns: Sequence[Turn],
+        picture: Picture | None,
+        marked: Marked | None = None,
+        *,
+        when_it_fits: Callable[[], None] | None = None,
     ) -> TokenSequence:
         """The sequence of a conversation, image tokens and regions attached.
+
+        Arguments as :meth:`extend`.
 
         Raises:
             ContextError: it does not fit; nothing was computed.
@@ -259,6 +282,7 @@ class VisionLLMv2:
             conversation(turns, image=picture is not None, template=self.template),
             picture,
             marked,
+            when_it_fits=when_it_fits,
         )
 
     def extend(
@@ -267,6 +291,8 @@ class VisionLLMv2:
         segments: Sequence[Segment],
         picture: Picture | None,
         marked: Marked | None = None,
+        *,
+        when_it_fits: Callable[[], None] | None = None,
     ) -> TokenSequence:
         """Add segments to a sequence. The vision encoder runs only if the whole prompt fits.
 
@@ -275,6 +301,7 @@ class VisionLLMv2:
             segments: what comes behind it.
             picture: whose image tokens the segments hold; None if they hold none.
             marked: the regions that the segments point at, in order.
+            when_it_fits: called when the whole prompt is known to fit, before anything is computed.
 
         Raises:
             ContextError: it does not fit; the sequence is as it was.
@@ -285,6 +312,8 @@ class VisionLLMv2:
             bos=not sequence.ids,
         )
         self.session.require(len(sequence) + sequence.cost(ids))
+        if when_it_fits is not None:
+            when_it_fits()
         if picture is not None and sequence.image is None:
             sequence.image = self._image_rows(picture)
         rows = []

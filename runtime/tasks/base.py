@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Literal, TypeVar
 
 from visionllm_edge.runtime.errors import InputError
@@ -51,11 +51,18 @@ def selecting(threshold: float, top_k: int, masks: bool) -> Selecting:
 
 
 def last(events: Iterator[Event], stream: Stream | None, kind: type[R]) -> R:
-    """Run a task to its end, hand on its events, and return its result."""
-    for event in events:
-        if stream is not None:
-            stream(event)
-        if isinstance(event, DoneEvent):
-            assert isinstance(event.result, kind)
-            return event.result
+    """Run a task to its end, hand on its events, and return its result.
+
+    A listener that raises ends the task: nothing of it goes on.
+    """
+    try:
+        for event in events:
+            if stream is not None:
+                stream(event)
+            if isinstance(event, DoneEvent):
+                assert isinstance(event.result, kind)
+                return event.result
+    finally:
+        if isinstance(events, Generator):
+            events.close()
     raise AssertionError("a stream ends with a DoneEvent")

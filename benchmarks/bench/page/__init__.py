@@ -130,6 +130,7 @@ def _environment(result: Result) -> str:
     rows = [["what", "value"]]
     rows += [
         ["threads", "the backend's choice" if place.threads is None else str(place.threads)],
+        ["overlap", {None: "the runtime's choice", True: "on", False: "off"}[place.overlap]],
         ["timer", place.timer],
         ["commit", place.commit or "not a source tree"],
         ["bundle", result.bundle.fingerprint],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from visionllm_edge.benchmarks.bench.measurement import Result, Sample, StageTimes, TaskTimes
+from visionllm_edge.benchmarks.bench.overlap import beside_ms
 from visionllm_edge.benchmarks.bench.page.svg import (
     Axis,
     color_of,
@@ -41,13 +42,20 @@ def median_sample(task: TaskTimes) -> Sample:
 
 
 def gantt(task: TaskTimes, names: Sequence[str]) -> str:
-    """When each stage ran, in the request nearest to the median."""
+    """When each stage ran, in the request nearest to the median.
+
+    What another thread ran has a dark edge; time in which two stages ran is said once above.
+    """
     sample = median_sample(task)
+    beside = beside_ms(sample.spans)
     rows = [name for name in names if any(span.stage == name for span in sample.spans)]
     height = 30 + 24 * len(rows) + 26
     axis = Axis(0.0, sample.total_ms, _LEFT, _WIDTH - _RIGHT)
     bottom = 30 + 24 * len(rows)
-    parts = [text(_LEFT, 16, f"{task.name}: one request of {sample.total_ms:.2f} ms", size=13)]
+    head = f"{task.name}: one request of {sample.total_ms:.2f} ms"
+    if sum(beside) > 0:
+        head += f", {sum(beside):.2f} ms of it with two stages at once"
+    parts = [text(_LEFT, 16, head, size=13)]
     for mark in axis.marks():
         parts += [
             line(axis.at(mark), 24, axis.at(mark), bottom),
@@ -57,18 +65,21 @@ def gantt(task: TaskTimes, names: Sequence[str]) -> str:
     for row, name in enumerate(rows):
         y = 28 + 24 * row
         parts.append(text(_LEFT - 8, y + 13, name, anchor="end"))
-        for span in sample.spans:
+        for span, shared in zip(sample.spans, beside, strict=True):
             if span.stage == name:
                 x = axis.at(span.start_ms)
                 wide = axis.at(span.start_ms + span.host_ms) - x
                 rows_said = f", {span.rows} rows" if span.rows > 1 else ""
                 title = f"{name}: {span.host_ms:.3f} ms from {span.start_ms:.3f} ms{rows_said}"
+                if span.thread:
+                    title += f", on a thread of its own, {shared:.3f} ms beside other stages"
+                    parts.append(rect(x - 1, y - 1, wide + 2, 20, "var(--ink,#1d2129)"))
                 parts.append(rect(x, y, wide, 18, color_of(name, names), title=title))
     return figure(_WIDTH, height, parts, label=f"When each stage of {task.name} ran")
 
 
 def stage_split(result: Result, names: Sequence[str]) -> str:
-    """Where each task's time goes: its stages, and the host's own work."""
+    """Where each task's time goes: its stages, and the host's own work. Nothing counts twice."""
     axis = Axis(0.0, max(task.stats.p50 for task in result.tasks), _LEFT, _WIDTH - 80)
     parts = []
     for row, task in enumerate(result.tasks):
@@ -77,10 +88,13 @@ def stage_split(result: Result, names: Sequence[str]) -> str:
         entries = [entry for entry in result.stages if entry.task == task.name]
         shares = [(entry.stage, entry.share, color_of(entry.stage, names)) for entry in entries]
         shares.append((_HOST, max(0.0, 1 - sum(s for _, s, _ in shares)), _HOST_COLOR))
+        hidden = {entry.stage: entry.beside for entry in entries if entry.beside is not None}
         x = _LEFT
         for name, share, color in shares:
             wide = (axis.at(task.stats.p50) - _LEFT) * share
             title = f"{name}: {share:.1%}, {share * task.stats.p50:.2f} ms"
+            if name in hidden:
+                title += f", and {hidden[name] * task.stats.p50:.2f} ms beside other stages"
             parts.append(rect(x, y, wide, 26, color, title=title, radius=0))
             x += wide
         parts.append(text(x + 6, y + 17, f"{task.stats.p50:.2f} ms"))

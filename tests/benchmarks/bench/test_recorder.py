@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 
 import numpy as np
@@ -99,3 +100,55 @@ def test_hooks_stand_around_every_run() -> None:
         stages.get("double").run(x)
     stages.get("double").run(x)
     assert seen == ["before double", "after double"]
+
+
+def test_a_run_on_another_thread_is_a_span_of_that_thread() -> None:
+    clock = [0]
+    recorder = Recorder(lambda: clock[0])
+    stages = recorder.observe(Made(Double(clock)))
+    x = {"x": np.ones((1, 2), np.float32)}
+    recorder.begin()
+    stages.get("double").run(x)
+    worker = threading.Thread(target=lambda: stages.get("double").run_kept(x))
+    worker.start()
+    worker.join()
+    stages.get("double").run(x)
+    _, spans = recorder.end()
+    assert [span.thread for span in spans] == [0, 1, 0]
+    assert [span.start_ms for span in spans] == [0.0, 3.0, 6.0]
+
+
+def test_under_hooks_one_stage_runs_at_a_time_and_a_failure_lets_the_next_one_in() -> None:
+    clock, seen = [0], []
+    recorder = Recorder(lambda: clock[0])
+    runner = Double(clock)
+    inside, x = threading.Event(), {"x": np.ones((1, 2), np.float32)}
+    run = runner.run
+
+    def slow(inputs: Mapping[str, Tensor]) -> dict[str, Array]:
+        seen.append("in")
+        inside.set()
+        other_came.wait(0.05)  # room for the other one, if nothing keeps it out
+        seen.append("out")
+        if len(seen) == 2:
+            raise ValueError("planned")
+        return run(inputs)
+
+    runner.run = slow  # type: ignore[method-assign]
+    stages, other_came = recorder.observe(Made(runner)), threading.Event()
+
+    def other() -> None:
+        inside.wait()
+        stages.get("double").run(x)
+        other_came.set()
+
+    worker = threading.Thread(target=other)
+    worker.start()
+    with recorder.hooks(lambda stage, runner: None, lambda stage, runner: None):
+        try:
+            stages.get("double").run(x)
+        except ValueError as error:
+            seen.append(str(error))
+        worker.join()
+    assert [word for word in seen if word != "planned"] == ["in", "out", "in", "out"]
+    assert "planned" in seen

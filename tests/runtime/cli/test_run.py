@@ -200,6 +200,9 @@ def test_a_language_model_answers_a_prompt(write: Any) -> None:
     assert plain.exit_code == 0, plain.output
     assert plain.stdout == "Blue.\n"
     assert write.seen == [LoadOptions(threads=1, context=64)]
+    for word, expected in (("--overlap", True), ("--no-overlap", False)):
+        assert write("--prompt", "the sky?", word).exit_code == 0
+        assert write.seen.pop() == LoadOptions(overlap=expected)
     assert write("--prompt", "the sky?", "--stream").stdout.strip() == "Blue."
     data = json.loads(write("--prompt", "the sky?", "--json").stdout)
     assert data == {"text": "Blue.", "question": "the sky?", "finish_reason": "stop"}

@@ -7,6 +7,7 @@ import enum
 import gc
 import inspect
 import logging
+import threading
 from types import SimpleNamespace
 from typing import Any
 
@@ -254,3 +255,44 @@ def test_the_real_bindings_take_our_arguments() -> None:
     cuda._opened.cache_clear()
     with pytest.raises(BackendError, match=r"cudaErrorInsufficientDriver|cudaErrorNoDevice"):
         open_device()
+
+
+def test_a_new_thread_chooses_the_device_before_anything_else() -> None:
+    bindings: Any = Bindings(devices=2)
+    device = CudaDevice(bindings, 1)
+    bindings.log.clear()
+    device.new_event().synchronize()
+    assert "cudaSetDevice" not in {entry[0] for entry in bindings.log}
+
+    def work() -> None:
+        device.new_event().synchronize()
+        device.allocate(64)
+
+    bindings.log.clear()
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert bindings.log[0] == ("cudaSetDevice", 1)
+    assert [entry[0] for entry in bindings.log].count("cudaSetDevice") == 1
+
+
+def test_a_device_that_cannot_be_chosen_is_tried_again() -> None:
+    device, bindings = opened()
+    told = []
+
+    def work() -> None:
+        bindings.fail = {"cudaSetDevice": Status.cudaErrorUnknown}
+        for _ in range(2):
+            try:
+                device.new_event()
+            except BackendError as error:
+                told.append("cudaSetDevice failed" in str(error))
+            bindings.fail = {}
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert told == [True]
+    assert [e[0] for e in bindings.log if e[0] != "cudaEventDestroy"][-2:] == [
+        "cudaSetDevice", "cudaEventCreateWithFlags",
+    ]  # fmt: skip

@@ -138,7 +138,7 @@ def test_every_pixel_gets_its_best_class(toy: Any, photo: Any) -> None:
     question = SEGMENTATION_QUESTIONS[0].format(classes="sky, sea, sand")
     hidden = hidden_of_groups(pipeline, picture, question, scripted_answer(names, "[SEG]"))
     stages = {name: stage.function for name, stage in toy.stages.stages.items()}
-    prepared = picture.detector.prepared
+    prepared = picture.features["det_backbone"].prepared
     maps = stages["det_backbone"](prepared.pixels)
     encoded = stages["det_encoder"](
         *(maps[f"map{i}"] for i in (2, 3, 4)), np.array(prepared.valid_size), hidden[None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -100,6 +101,52 @@ def test_one_bucket_may_be_kept(stages: Any) -> None:
     assert stages.get("sized", BUCKETS[0]) is not first
 
 
+def test_a_loaded_stage_does_not_wait_for_one_that_another_thread_loads(
+    stages: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a stage that two threads ask for is loaded once."""
+    plain = stages.get("plain")
+    loading_now, go_on = threading.Event(), threading.Event()
+    inner = stages._backend.load_stage
+
+    def load_stage(*arguments: Any) -> object:
+        loading_now.set()
+        assert go_on.wait(20)
+        return inner(*arguments)
+
+    monkeypatch.setattr(stages._backend, "load_stage", load_stage)
+    got: list[object] = []
+    threads = [
+        threading.Thread(target=lambda: got.append(stages.get("sized", BUCKETS[0])))
+        for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    assert loading_now.wait(20)
+    assert stages.get("plain") is plain
+    go_on.set()
+    for thread in threads:
+        thread.join()
+    assert got[0] is got[1]
+    assert len(stages.log) == 2
+
+
+@pytest.mark.parametrize(
+    ("asked", "backend", "expected"),
+    [
+        (None, "onnxruntime", False),
+        (None, "tensorrt", True),
+        (None, "tensorrt_rtx", True),
+        (True, "onnxruntime", True),
+        (False, "tensorrt", False),
+    ],
+)
+def test_stages_overlap_where_it_pays_or_as_asked(
+    asked: bool | None, backend: str, expected: bool
+) -> None:
+    assert LoadOptions(overlap=asked).overlaps(backend) is expected
+
+
 def test_another_family_is_refused_with_the_way_to_ask_it() -> None:
     bundle: Any = SimpleNamespace(
         root=Path("some") / "bundle", manifest=SimpleNamespace(family="llama")
@@ -112,7 +159,7 @@ def test_another_family_is_refused_with_the_way_to_ask_it() -> None:
 
 
 @pytest.mark.parametrize("options", [{"threads": 0}, {"context": 0}, {"buckets": 0}])
-def test_options_that_load_nothing_are_refused(options: dict[str, int]) -> None:
+def test_options_that_load_nothing_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=f"{next(iter(options))}: expected at least 1, got 0"):
         LoadOptions(**options)
 

@@ -224,7 +224,7 @@ def test_the_decoder_of_a_bundle(full: Any) -> None:
     decoder = pose_from_bundle(bundle(spec=SPEC, stages=STAGES), full.stages)
     assert decoder is not None
     assert decoder.spec is SPEC
-    assert decoder._constants == Normalization((1.0, 2.0, 3.0), (4.0, 5.0, 6.0))
+    assert decoder.backbone._constants == Normalization((1.0, 2.0, 3.0), (4.0, 5.0, 6.0))
 
 
 @pytest.mark.parametrize(
