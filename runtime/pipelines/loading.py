@@ -43,8 +43,11 @@ class LoadOptions:
         buckets: size buckets of the detector that are kept in memory, each with its own weights.
             Pictures come in few sizes: landscape and portrait of one camera are two.
         overlap: run the backbone of a request that needs one beside the language model; the answers
-            are the same, bit by bit. None does so where a device of its own does the work. On a
-            processor both want the same cores: OVERLAP_NUMBERS
+            are the same, bit by bit. None does so where a device of its own does the work, and not
+            on a processor, where both want the same cores: with two threads on two cores a Swin-T
+            backbone at 800x1088 and a decoder of TinyLlama's shape in int4 took 1.04 times as long
+            at once as in turns for a prompt, 1.15 times for words. Where ``threads`` leaves cores
+            free it pays: with one thread on two cores 0.80 and 0.70 times as long.
     """
 
     threads: int | None = None

@@ -13,7 +13,7 @@ class Stages(Protocol):
     """The stages of a bundle."""
 
     def get(self, name: str, bucket: tuple[int, int] | None = None) -> StageRunner:
-        """A stage, loaded when first asked for.
+        """A stage, loaded when first asked for. Where stages overlap, for any thread.
 
         Raises:
             BundleError: the bundle has no such stage or bucket.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -295,7 +296,13 @@ def test_an_answer_that_names_nothing_needs_no_backbone(toy: Any, photo: Any) ->
 
 
 def test_a_listener_that_raises_ends_the_request(toy: Any, photo: Any) -> None:
+    late = threading.Event()
+    around(toy, "det_backbone", lambda: wait_for(late))
+    # The backbone is still at it when the listener leaves, and the request waits for it.
+    timer = threading.Timer(0.1, late.set)
+
     def listen(event: object) -> None:
+        timer.start()
         raise LookupError("the listener left")
 
     kept = None
@@ -303,8 +310,9 @@ def test_a_listener_that_raises_ends_the_request(toy: Any, photo: Any) -> None:
         overlapping(toy).detect(photo, CLASSES, stream=listen)
     except LookupError as error:
         kept = error  # with its traceback, and so with everything that the request held
-    assert kept is not None and toy.calls("det_backbone") == 1
+    assert kept is not None and late.is_set() and toy.calls("det_backbone") == 1
     assert not [t for t in threading.enumerate() if t.name == "visionllm-edge ahead"]
+    timer.join()
 
 
 # ---- several threads
@@ -354,13 +362,11 @@ def test_a_backbone_is_never_run_twice_at_a_time(toy: Any, photo: Any) -> None:
     """A stage is for one thread at a time, and a picture is looked at once."""
     backbone = toy.pipeline.detector.backbone
     running, most = [0], [0]
-    entered = threading.Event()
 
     def enter() -> None:
         running[0] += 1
         most[0] = max(most[0], running[0])
-        entered.set()
-        entered.wait(0.05)  # room for the others to come in, if nothing keeps them out
+        time.sleep(0.05)  # room for the others to come in, if nothing keeps them out
 
     around(toy, "det_backbone", enter)
     inner = toy.stages.stages["det_backbone"].function
