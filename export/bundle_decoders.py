@@ -23,7 +23,7 @@ def detector_spec(config: VisionLLMConfig) -> DetectorSpec:
         longest_edge=deployment.det_longest_edge,
         divisor=_DIVISOR,
         max_text_len=config.detector.max_text_len,
-        num_queries=config.detector.num_queries,
+        num_queries=config.detector.queries,
     )
 
 

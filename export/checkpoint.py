@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from visionllm_edge.export.components.model import VisionLLM
-from visionllm_edge.export.config import VisionLLMConfig, read_config
+from visionllm_edge.export.config import VisionLLMConfig, read_config, with_queries
 from visionllm_edge.export.official_layout import (
     PARTS,
     canonical_name,
@@ -50,6 +50,14 @@ class Checkpoint(TensorFiles):
         self.config: VisionLLMConfig = read_config(folder)
         self._fingerprints: dict[tuple[str, ...], str] = {}
         super().__init__(folder)
+
+    def take_queries(self, queries: int) -> None:
+        """Let the object decoder follow fewer proposals than the checkpoint has learnt rows for.
+
+        Raises:
+            ConfigError: a number that it cannot follow.
+        """
+        self.config = with_queries(self.config, queries)
 
     @cached_property
     def by_canonical_name(self) -> dict[str, str]:

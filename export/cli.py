@@ -84,6 +84,11 @@ def _interruptible(consequence: str) -> Iterator[None]:
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="Text for int4-awq and a cache of int8 [default: one that comes with this package].",
 )
+@click.option(
+    "--queries",
+    type=click.IntRange(min=1),
+    help="Proposals that the object decoder follows [default: all that the checkpoint can].",
+)
 @_JOBS
 @_CACHE
 @_NO_CACHE
@@ -99,6 +104,7 @@ def compile_(
     llm_cache: str | None,
     precisions: tuple[str, ...],
     calibration_text: Path | None,
+    queries: int | None,
     jobs: int,
     cache_folder: Path | None,
     no_cache: bool,
@@ -134,6 +140,7 @@ def compile_(
             precision=common,
             stage_precision=own,
             calibration_text=calibration_text,
+            queries=queries,
         )
     if as_json:
         click.echo(

@@ -93,6 +93,7 @@ def compile_checkpoint(
     precision: str | None = None,
     stage_precision: Mapping[str, str] | None = None,
     calibration_text: Path | None = None,
+    queries: int | None = None,
 ) -> CompileReport:
     """Compile a checkpoint into a bundle folder.
 
@@ -110,6 +111,7 @@ def compile_checkpoint(
         precision: of the other stages; int8 for those that can be. The target's by default.
         stage_precision: stage -> its own.
         calibration_text: a text file for the activation-aware search; one of ours by default.
+        queries: that the object decoder follows; all that the checkpoint has by default.
 
     Raises:
         EdgeError: with what is wrong with checkpoint, config, a stage or the output folder.
@@ -125,6 +127,7 @@ def compile_checkpoint(
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="visionllm-edge-"))
             cache = StageCache(Path(folder))
         if is_language_model(checkpoint):
+            _refuse_queries(checkpoint, queries)
             return compile_language_model(
                 checkpoint,
                 output,
@@ -137,6 +140,8 @@ def compile_checkpoint(
             )
         opened = Checkpoint(checkpoint)
         opened.check()
+        if queries is not None:
+            opened.take_queries(queries)
         tokenizer = convert_tokenizer(checkpoint, vocab_size=opened.config.llm.vocab_size)
         table = stages_of(opened.config)
         precisions = _precisions(opened, target, precision, stage_precision or {})
@@ -171,6 +176,15 @@ def compile_checkpoint(
         reused=tuple(stage.name for stage in table if stage.name not in built),
         end_to_end=end_to_end,
     )
+
+
+def _refuse_queries(checkpoint: Path, queries: int | None) -> None:
+    if queries is not None:
+        raise ConfigError(
+            f"checkpoint '{checkpoint.name}': expected a VisionLLM v2 for a number of queries "
+            f"({queries}), got a language model alone, which has no object decoder. "
+            "Leave --queries out."
+        )
 
 
 def _releasing(plan: DecoderPlan, pair: ModelPair) -> DecoderPlan:
@@ -220,13 +234,15 @@ class _Job:
             return decoder_key(self.plan, self.target)
         # Example inputs of a detector stage come out of the whole chain, but a graph that was right
         # on one set of them stays right when another component changes.
-        content = {
+        content: dict[str, object] = {
             "stage": stage.name,
             "target": find_target(self.target).to_dict(),
             "config": dict(self.checkpoint.config.raw),
             "weights": self.checkpoint.fingerprint(stage.weight_prefixes),
             "precision": self.precisions[stage.name],
         }
+        if stage.sees_queries:
+            content["queries"] = self.checkpoint.config.detector.queries
         return key_of(content)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +32,13 @@ __all__ = [
     "llama_config",
     "read_config",
     "read_json",
+    "with_queries",
     "wrong_model_type",
 ]
 
 _BOTH = (False, True)
+# A graph is traced with its masks' queries as an axis of any length, which one alone does not show.
+_LEAST_QUERIES = 2
 # Height and width of the released model's pictures, by aspect.
 _BUCKETS = ((800, 800), (800, 1088), (1088, 800), (800, 1344), (1344, 800))
 _VISIONLLM = {
@@ -96,7 +99,13 @@ class LlmConfig:
 
 @dataclass(frozen=True)
 class DetectorConfig:
-    """Object decoder (Grounding-DINO variant with a mask head)."""
+    """Object decoder (Grounding-DINO variant with a mask head).
+
+    Attributes:
+        num_queries: learnt rows of the checkpoint, one per place in the order of the proposals.
+        queries: how many of the best proposals become queries; all rows unless fewer are taken
+            (`with_queries`).
+    """
 
     backbone: SwinConfig
     num_queries: int
@@ -116,6 +125,12 @@ class DetectorConfig:
     l_hidden_size: int
     num_embs: int
     layer_norm_eps: float = 1e-5
+    queries: int = 0
+
+    def __post_init__(self) -> None:
+        """Every row of the checkpoint has its query."""
+        if not self.queries:
+            object.__setattr__(self, "queries", self.num_queries)
 
 
 @dataclass(frozen=True)
@@ -253,6 +268,24 @@ def config_from_dict(data: Mapping[str, Any], *, name: str) -> VisionLLMConfig:
     )
     _check(config)
     return config
+
+
+def with_queries(config: VisionLLMConfig, queries: int) -> VisionLLMConfig:
+    """The same model, whose object decoder follows fewer proposals.
+
+    The best proposal gets the first learnt row, and so on; so the best `queries` of them have the
+    rows that they had, and only the attention among the queries sees that the others are missing.
+
+    Raises:
+        ConfigError: more than the checkpoint has rows for, or too few for a graph to be traced.
+    """
+    most = config.detector.num_queries
+    if not _LEAST_QUERIES <= queries <= most:
+        raise ConfigError(
+            f"queries: expected {_LEAST_QUERIES} to {most}, the learnt rows of checkpoint "
+            f"'{config.name}' (gdino_config.num_queries), got {queries}. Ask for a number between."
+        )
+    return replace(config, detector=replace(config.detector, queries=queries))
 
 
 def _vision(section: Section) -> VisionConfig:

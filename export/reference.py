@@ -33,4 +33,6 @@ def reference_model(bundle: Path, checkpoint: Path) -> VisionLLM:
             f"bundle '{opened.root.name}': expected the checkpoint {compiled}, got '{checkpoint}' "
             f"with {given}. Give the checkpoint that the bundle was compiled from."
         )
+    if opened.manifest.model.detector is not None:
+        source.take_queries(opened.manifest.model.detector.num_queries)
     return VisionLLM(load_pipeline(opened, stages=TorchStages(load_model(source))))

@@ -81,6 +81,7 @@ class StageWorkers:
                 str(self._cache.folder),
                 self._target,
                 precisions[stage.name],
+                config.detector.queries,
             )
             for stage in order
         ]
@@ -133,11 +134,12 @@ class _Task(NamedTuple):
     cache_folder: str
     target: str
     precision: str
+    queries: int
 
 
 def _build_in_worker(task: _Task) -> BuiltStage:
     started = time.monotonic()
-    pair = _worker_model(task.folder)
+    pair = _worker_model(task.folder, task.queries)
     stage = next(stage for stage in STAGES if stage.name == task.stage)
     notes: list[str] = []
     with StageCache(Path(task.cache_folder)).writing(task.key) as entry:
@@ -147,11 +149,13 @@ def _build_in_worker(task: _Task) -> BuiltStage:
     return BuiltStage(task.stage, time.monotonic() - started, notes)
 
 
-_loaded: dict[str, ModelPair] = {}
+_loaded: dict[tuple[str, int], ModelPair] = {}
 
 
-def _worker_model(folder: str) -> ModelPair:
+def _worker_model(folder: str, queries: int) -> ModelPair:
     """The checkpoint's model, loaded once per worker process."""
-    if folder not in _loaded:
-        _loaded[folder] = open_model(Checkpoint(Path(folder)))
-    return _loaded[folder]
+    if (folder, queries) not in _loaded:
+        checkpoint = Checkpoint(Path(folder))
+        checkpoint.take_queries(queries)
+        _loaded[folder, queries] = open_model(checkpoint)
+    return _loaded[folder, queries]

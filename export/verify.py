@@ -155,6 +155,8 @@ def _against_checkpoint(bundle: Bundle, folder: Path, progress: Progress) -> Ver
         return _llm_against_checkpoint(bundle, folder, progress)
     checkpoint = Checkpoint(folder)
     _require_same(bundle, folder, checkpoint.fingerprint())
+    if bundle.manifest.model.detector is not None:
+        checkpoint.take_queries(bundle.manifest.model.detector.num_queries)
     pair = open_model(checkpoint)
     verdicts = []
     for stage in stages_of(checkpoint.config):

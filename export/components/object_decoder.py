@@ -173,14 +173,14 @@ class ObjectDecoder(nn.Module):
         return memory, text
 
     def propose(self, memory: Tensor, text: Tensor, level: LevelGeometry) -> Proposals:
-        """Score every pixel against every text and pick the best ``num_queries``."""
+        """Score every pixel against every text and pick the best ``queries``."""
         return best_proposals(
             memory,
             text,
             level,
             features=lambda x: self.model.enc_output_norm(self.model.enc_output(x)),
             boxes=self.model.encoder_output_bbox_embed,
-            count=self.config.num_queries,
+            count=self.config.queries,
         )
 
     def decode(
@@ -206,7 +206,8 @@ class ObjectDecoder(nn.Module):
         batch, top = memory.shape[0], proposals.top
         index = top[..., None].expand(-1, -1, 4)
         boxes = torch.gather(proposals.box_logits, 1, index).sigmoid().detach()
-        x = self.model.query_position_embeddings.weight[None].expand(batch, -1, -1)
+        rows = self.model.query_position_embeddings.weight[: top.shape[1]]
+        x = rows[None].expand(batch, -1, -1)
         ratios = level.valid_ratios.repeat(1, 2)
         decoder, outputs = self.model.decoder, []
         for i, layer in enumerate(decoder.layers):

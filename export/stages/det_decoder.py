@@ -18,12 +18,13 @@ class DetDecoder(DetectorStage):
     """See the module."""
 
     name = "det_decoder"
+    sees_queries = True
     trace_case = Case(texts=3, fill=0.8)
     check_cases = (Case(texts=1, fill=1.0), Case(texts=7, fill=0.6))
 
     def ports(self, config: VisionLLMConfig) -> StagePorts:
         """See `Stage`."""
-        width, queries = config.detector.d_model, config.detector.num_queries
+        width, queries = config.detector.d_model, config.detector.queries
         return PortTable(
             inputs={
                 "memory": ("float32", 1, "S", width),

@@ -18,6 +18,7 @@ class DetMasks(DetectorStage):
     """See the module."""
 
     name = "det_masks"
+    sees_queries = True
     trace_case = Case(picks=4, fill=0.8)
     check_cases = (Case(picks=1, fill=1.0), Case(picks=9, fill=0.6))
 

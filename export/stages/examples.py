@@ -202,7 +202,7 @@ class Examples:
         """
         geometry, size = Geometry(*bucket), self.valid_size(bucket, fill)
         gdino = self.model.gdino
-        many = self.config.detector.num_queries > _MANY_QUERIES
+        many = self.config.detector.queries > _MANY_QUERIES
         best: tuple[float, Tensor, Tensor] | None = None
         with torch.no_grad():
             _, *maps = self.maps(bucket, fill)
@@ -230,7 +230,7 @@ class Examples:
         gdino = self.model.gdino
         level = gdino.levels(size, geometry)
         scores = gdino.propose(memory, text, level).scores.amax(dim=-1)[0]
-        count = min(len(scores), self.config.detector.num_queries + 1)
+        count = min(len(scores), self.config.detector.queries + 1)
         top, index = scores.topk(count)
         usable = level.proposals_ok[index] > 0
         steps = (top[:-1] - top[1:])[usable[:-1] | usable[1:]]
@@ -244,7 +244,7 @@ class Examples:
         """The memory with the features of doubtful proposals replaced; see `clear_order`."""
         level = self.model.gdino.levels(size, geometry)
         scores = self.model.gdino.propose(memory, text, level).scores.amax(dim=-1)[0]
-        count = min(len(scores), self.config.detector.num_queries + 1)
+        count = min(len(scores), self.config.detector.queries + 1)
         step = _CLEAR_MARGIN * float(scores.abs().max())
         rows = rows_in_clear_order(scores, level.proposals_ok > 0, count, step=step)
         return memory[:, rows]

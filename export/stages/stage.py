@@ -33,6 +33,7 @@ class Stage(ABC):
         opset: default-domain opset of the canonical graph.
         bucketed: whether there is one graph per size bucket; see `bucket_list`.
         weight_prefixes: beginnings of the checkpoint keys that the stage's weights come from.
+        sees_queries: whether its graph or its examples change with the number of queries.
         trace_case: sizes to trace at; every dynamic axis has length 2 or more.
         check_cases: other sizes to run and compare at; the shortest the runtime asks for is one.
     """
@@ -41,6 +42,7 @@ class Stage(ABC):
     opset: ClassVar[int]
     bucketed: ClassVar[bool] = False
     weight_prefixes: ClassVar[tuple[str, ...]]
+    sees_queries: ClassVar[bool] = False
     trace_case: ClassVar[Case]
     check_cases: ClassVar[tuple[Case, ...]]
 

@@ -27,6 +27,7 @@ from visionllm_edge.export.compile import CompileReport, compile_checkpoint
 from visionllm_edge.export.config import config_from_dict
 from visionllm_edge.export.lowering import LoweredNode, lower
 from visionllm_edge.export.progress import Progress
+from visionllm_edge.export.reference import reference_model
 from visionllm_edge.export.stages import stages_of
 from visionllm_edge.export.verify import verify_bundle
 from visionllm_edge.runtime.bundle import Bundle, sha256_of_file
@@ -178,6 +179,31 @@ def test_only_stages_of_changed_weights_are_built_again(
     assert changed.reused == ("vision_encoder", "region_encoder", "llm_decoder")
 
 
+def test_fewer_queries(
+    checkpoint: Path, cache: StageCache, report: CompileReport, tmp_path: Path
+) -> None:
+    fewer = compile_checkpoint(checkpoint, tmp_path / "fewer", cache=cache, jobs=2, queries=8)
+    # Only what sees the queries is built anew; by workers, which know the number too.
+    assert fewer.built == ("det_decoder", "det_masks")
+    manifest = Bundle.open(fewer.bundle).manifest
+    assert manifest.model.detector is not None and manifest.model.detector.num_queries == 8
+    outputs = manifest.stages["det_decoder"].ports("det_decoder").outputs
+    assert [port.shape[1] for port in outputs] == [8, 8, 8]
+    # Verifying takes the number from the bundle, for the stages and for the whole chain.
+    verified = verify_bundle(fewer.bundle, checkpoint=checkpoint)
+    assert {"det_decoder", "det_masks"} <= {verdict.stage for verdict in verified.stages}
+    picture = np.zeros((96, 96, 3), np.uint8)
+    answers = [
+        model.detect(picture, ["circle"], threshold=0.0, masks=False)
+        for model in (
+            VisionLLM.load(fewer.bundle),
+            reference_model(fewer.bundle, checkpoint),
+            VisionLLM.load(report.bundle),
+        )
+    ]
+    assert [len(answer.detections) for answer in answers] == [8, 8, 20]
+
+
 def test_progress_names_the_stages(
     report: CompileReport, checkpoint: Path, cache: StageCache, tmp_path: Path
 ) -> None:
@@ -277,6 +303,8 @@ def test_wrong_input_is_refused_before_any_work(checkpoint: Path, tmp_path: Path
         compile_checkpoint(checkpoint, tmp_path / "bundle", target="gpu")
     with pytest.raises(ConfigError, match="then `visionllm-edge build BUNDLE --target rtx-ada`"):
         compile_checkpoint(checkpoint, tmp_path / "bundle", target="rtx-ada")
+    with pytest.raises(ConfigError, match="queries: expected 2 to 20"):
+        compile_checkpoint(checkpoint, tmp_path / "bundle", queries=21)
     with pytest.raises(CheckpointError, match="found nothing"):
         compile_checkpoint(tmp_path / "nowhere", tmp_path / "bundle")
     broken = shutil.copytree(checkpoint, tmp_path / "broken")

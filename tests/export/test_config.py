@@ -11,7 +11,7 @@ import pytest
 
 from tests.export.official_keys import RELEASED, TINY
 from tests.export.synthetic import config_for
-from visionllm_edge.export.config import config_from_dict, read_config
+from visionllm_edge.export.config import config_from_dict, read_config, with_queries
 from visionllm_edge.export.tiny.architecture import tiny_config
 from visionllm_edge.runtime.errors import CheckpointError, ConfigError
 
@@ -62,6 +62,21 @@ def test_tiny_model_of_the_trainer() -> None:
     assert config.llm.num_attention_heads == 2 * config.llm.num_key_value_heads
     assert config.deployment.det_buckets == ((128, 128), (128, 192), (192, 128))
     assert config.deployment.max_tiles == 1
+
+
+def test_fewer_queries_than_learnt_rows() -> None:
+    config = config_from_dict(config_for(RELEASED), name="7b")
+    assert config.detector.queries == 900
+    fewer = with_queries(config, 300)
+    assert (fewer.detector.queries, fewer.detector.num_queries) == (300, 900)
+    assert with_queries(fewer, 900) == config
+
+
+@pytest.mark.parametrize("queries", [-1, 0, 1, 901])
+def test_a_number_of_queries_that_cannot_be(queries: int) -> None:
+    config = config_from_dict(config_for(RELEASED), name="7b")
+    with pytest.raises(ConfigError, match=rf"queries: expected 2 to 900, .*'7b'.* got {queries}"):
+        with_queries(config, queries)
 
 
 def test_a_full_clip_config_keeps_the_tower_under_vision_config() -> None:

@@ -286,6 +286,27 @@ def test_queries_are_ordered_by_score_and_unusable_pixels_lie_outside() -> None:
 
 
 @torch.no_grad()
+def test_fewer_queries_are_the_best_proposals_with_the_first_rows() -> None:
+    whole, count = make(), 12
+    fewer = ObjectDecoder(dataclasses.replace(CONFIG, queries=count)).eval()
+    fewer.load_state_dict(whole.state_dict())
+    # A decoder that never had more rows, which the test against transformers covers.
+    small = ObjectDecoder(dataclasses.replace(CONFIG, num_queries=count, queries=0)).eval()
+    rows = "model.query_position_embeddings.weight"
+    state = dict(whole.state_dict())
+    small.load_state_dict(state | {rows: state[rows][:count]})
+    geometry, size = Geometry(*BUCKET), torch.tensor([96, 160])
+    memory, text = noise(1, geometry.size, CONFIG.d_model), noise(1, TEXTS, CONFIG.d_model, seed=1)
+    every, got, expected = (
+        decoder.decode(memory, text, size, geometry) for decoder in (whole, fewer, small)
+    )
+    for name, a, b, c in zip(("queries", "logits", "boxes"), got, expected, every, strict=True):
+        assert torch.equal(a, b), name
+        # The attention among the queries misses the others: not the beginning of the long answer.
+        assert a.shape[1] == count and float((a - c[:, :count]).abs().max()) > 1e-3, name
+
+
+@torch.no_grad()
 def test_every_layer_for_training_ends_with_the_last() -> None:
     decoder, geometry, size = make(), Geometry(*BUCKET), torch.tensor([96, 160])
     memory, text = noise(1, geometry.size, CONFIG.d_model), noise(1, TEXTS, CONFIG.d_model, seed=1)

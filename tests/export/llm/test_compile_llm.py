@@ -31,7 +31,7 @@ from visionllm_edge.export.quantize.policy import LlmPrecision
 from visionllm_edge.export.verify import verify_bundle
 from visionllm_edge.runtime.bundle import Bundle
 from visionllm_edge.runtime.cli import main
-from visionllm_edge.runtime.errors import CheckpointError, ParityError
+from visionllm_edge.runtime.errors import CheckpointError, ConfigError, ParityError
 from visionllm_edge.runtime.targets import Target
 
 SHAPE = SHAPES["tiny-test"]
@@ -190,6 +190,11 @@ def _slightly_wrong_lower(model: ir.Model, target: Target) -> list[LoweredNode]:
     scales[0, 0] *= np.float16(1.01)
     value.const_value = ir.Tensor(scales, name=value.name)
     return entries
+
+
+def test_a_language_model_alone_has_no_object_queries(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"queries \(10\), got a language model alone"):
+        compile_checkpoint(folder, tmp_path / "bundle", queries=10)
 
 
 def test_rounded_activations_hide_no_wrong_weight(
