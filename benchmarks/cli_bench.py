@@ -139,6 +139,27 @@ def compare(before: Path, after: Path, tolerance: float) -> None:
     show_default=True,
     help="Weights that share a scale. Repeatable.",
 )
+@click.option(
+    "--vision-precision",
+    "visions",
+    multiple=True,
+    metavar="[STAGE=]PRECISION[,...]",
+    help="Of the stages beside the language model [default: the target's]. Repeatable.",
+)
+@click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    default=("cpu",),
+    show_default=True,
+    help="What runs the stages; engines of a GPU are built on it. Repeatable.",
+)
+@click.option(
+    "--with-queries",
+    multiple=True,
+    type=click.IntRange(min=1),
+    help="Proposals that the object decoder follows [default: all]. Repeatable.",
+)
 @click.option("--with-threads", multiple=True, type=click.IntRange(min=1), help="Repeatable.")
 @click.option("--with-size", multiple=True, type=Size(), help="Of the pictures. Repeatable.")
 @click.option("--with-classes", multiple=True, type=click.IntRange(min=1), help="Repeatable.")
@@ -155,6 +176,9 @@ def sweep(
     options: BenchOptions,
     precisions: tuple[str, ...],
     blocks: tuple[str, ...],
+    visions: tuple[str, ...],
+    targets: tuple[str, ...],
+    with_queries: tuple[int, ...],
     with_threads: tuple[int, ...],
     with_size: tuple[tuple[int, int], ...],
     with_classes: tuple[int, ...],
@@ -163,21 +187,29 @@ def sweep(
     """Compile CHECKPOINT in several ways, measure each, and show which are worth taking."""
     from visionllm_edge.benchmarks.bench.accuracy import accuracy_of
     from visionllm_edge.benchmarks.bench.sweep import Grid, run_sweep, sweep_table
-    from visionllm_edge.benchmarks.bench.sweep_files import compiler, write_sweep
+    from visionllm_edge.benchmarks.bench.sweep_files import (
+        check_recipes,
+        compiler,
+        write_sweep,
+    )
 
     grid = Grid(
         precisions,
         tuple(int(block) for block in blocks),
+        visions or (None,),
+        with_queries or (None,),
+        targets,
         with_threads or (options.threads,),
         with_size or (workload.image_px,),
         with_classes or (len(workload.classes),),
     )
-    points = run_sweep(
+    check_recipes(grid.recipes(), checkpoint)
+    found = run_sweep(
         grid, compiler(checkpoint, work), workload, options, accuracy=accuracy_of, note=_note
     )
-    for path in write_sweep(points, work):
+    for path in write_sweep(found, work):
         click.echo(f"wrote {path}", err=True)
-    click.echo(sweep_table(points))
+    click.echo(sweep_table(found))
 
 
 @bench.command()
