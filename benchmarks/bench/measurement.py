@@ -141,7 +141,7 @@ class Span:
         start_ms: since the request began.
         host_ms: wall time of the call.
         device_ms: of the device alone, where the device says so.
-        copy_ms: of copies to and from the device, where there are any.
+        copy_ms: of its copies to and from the device, where the device says so.
         rows: new positions of a decoder step, pictures or regions of a batch.
         thread: 0 is the thread that asked.
     """
@@ -223,7 +223,7 @@ class StageTimes:
     Attributes:
         task: whose requests.
         stage: its name.
-        stats: of one run.
+        stats: of one run, as the host sees it; the host need not wait for a device.
         runs_per_request: how often a request runs it.
         share: of the request's time; what ran beside a stage of the asking thread is not counted,
             so shares add up to 1 at most.
@@ -231,6 +231,9 @@ class StageTimes:
         peak_bytes: memory while it runs, where it was measured.
         roofline: against its own limit, where it was counted.
         layers: under the profiler, the longest first.
+        device_ms: of one run on the device, where the device says so; what the device does for
+            other stages at the same time makes it longer.
+        copy_ms: of one run's copies to and from the device, where the device says so.
     """
 
     task: str
@@ -242,6 +245,8 @@ class StageTimes:
     peak_bytes: int | None = None
     roofline: Roofline | None = None
     layers: tuple[LayerTime, ...] = ()
+    device_ms: Stats | None = None
+    copy_ms: Stats | None = None
 
 
 @dataclass(frozen=True)

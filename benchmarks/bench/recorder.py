@@ -2,8 +2,8 @@
 
 ``Recorder.observe`` is given to ``VisionLLM.from_bundle``: every stage that the pipeline asks for
 comes back inside a wrapper that notes begin, end and thread of each run. Where a backend works on
-a device of its own, its runner says what the device did; a runner without such words leaves the
-fields empty.
+a device of its own, its runner times that, too, and says what the device did when the request is
+over: nobody waits for a device in the middle of one. Without such a runner the fields stay empty.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Protocol, TypeVar, runtime_checkable
 
 from visionllm_edge.benchmarks.bench.measurement import Span
@@ -23,14 +24,22 @@ __all__ = ["DeviceTimes", "Hook", "Recorder"]
 
 Hook = Callable[[str, StageRunner], object]
 T = TypeVar("T")
+_Times = Callable[[], tuple[float, float]]
 
 
 @runtime_checkable
 class DeviceTimes(Protocol):
-    """A runner whose device keeps its own times."""
+    """A runner whose device keeps its own times, if asked to."""
 
-    def device_times_ms(self) -> tuple[float, float] | None:
-        """The last run on the device, and the copies around it; None if it was not timed."""
+    def time_device(self) -> None:
+        """Time every run from now on."""
+        ...
+
+    def device_times_ms(self) -> Callable[[], tuple[float, float]] | None:
+        """Of the last run: a function that gives its time on the device and that of the copies.
+
+        It may wait for the device, and is good for later. None if the run was not timed.
+        """
         ...
 
 
@@ -45,7 +54,7 @@ class Recorder:
         """Nothing is written down until `begin`."""
         self._clock_ns = clock_ns
         self._start = 0
-        self._spans: list[Span] | None = None
+        self._spans: list[tuple[Span, _Times | None]] | None = None
         self._threads: dict[int, int] = {}
         self._lock = threading.Lock()
         self._hooks: tuple[Hook, Hook] | None = None
@@ -64,7 +73,14 @@ class Recorder:
     def end(self) -> tuple[float, tuple[Span, ...]]:
         """The request ends now: its wall time in ms, and its spans in the order of their begin."""
         total = (self._clock_ns() - self._start) / 1e6
-        spans, self._spans = self._spans or [], None
+        with self._lock:
+            noted, self._spans = self._spans or [], None
+        spans = []
+        for span, times in noted:
+            if times is not None:
+                device_ms, copy_ms = times()
+                span = replace(span, device_ms=device_ms, copy_ms=copy_ms)
+            spans.append(span)
         return total, tuple(sorted(spans, key=lambda span: span.start_ms))
 
     def since_begin_ms(self) -> float:
@@ -101,22 +117,19 @@ class Recorder:
             self._hooks = None
 
     def _note(self, stage: str, runner: StageRunner, start: int, stop: int, rows: int) -> None:
-        device = runner.device_times_ms() if isinstance(runner, DeviceTimes) else None
+        times = runner.device_times_ms() if isinstance(runner, DeviceTimes) else None
         with self._lock:
             if self._spans is None:
                 return
             thread = self._threads.setdefault(threading.get_ident(), len(self._threads))
-            self._spans.append(
-                Span(
-                    stage=stage,
-                    start_ms=(start - self._start) / 1e6,
-                    host_ms=(stop - start) / 1e6,
-                    device_ms=None if device is None else device[0],
-                    copy_ms=None if device is None else device[1],
-                    rows=rows,
-                    thread=thread,
-                )
+            span = Span(
+                stage=stage,
+                start_ms=(start - self._start) / 1e6,
+                host_ms=(stop - start) / 1e6,
+                rows=rows,
+                thread=thread,
             )
+            self._spans.append((span, times))
 
 
 class _RecordedStages:
@@ -124,13 +137,18 @@ class _RecordedStages:
         self._stages, self._recorder = stages, recorder
         # By the runner itself: a bucket that was dropped and loaded again is another one.
         self._wrapped: dict[int, _RecordedRunner] = {}
+        # A runner is asked once for its device's times, whichever thread comes first.
+        self._lock = threading.Lock()
 
     def get(self, name: str, bucket: tuple[int, int] | None = None) -> StageRunner:
         runner = self._stages.get(name, bucket)
-        wrapped = self._wrapped.get(id(runner))
-        if wrapped is None or wrapped.inner is not runner:
-            wrapped = self._wrapped[id(runner)] = _RecordedRunner(name, runner, self._recorder)
-        return wrapped
+        with self._lock:
+            wrapped = self._wrapped.get(id(runner))
+            if wrapped is None or wrapped.inner is not runner:
+                if isinstance(runner, DeviceTimes):
+                    runner.time_device()
+                wrapped = self._wrapped[id(runner)] = _RecordedRunner(name, runner, self._recorder)
+            return wrapped
 
 
 class _RecordedRunner:

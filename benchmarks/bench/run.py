@@ -22,6 +22,7 @@ from visionllm_edge.benchmarks.bench.measurement import (
     Environment,
     LlmTimes,
     Result,
+    Span,
     StageTimes,
     TaskTimes,
     Throughput,
@@ -38,7 +39,7 @@ from visionllm_edge.benchmarks.bench.sampling import (
     sample_until,
 )
 from visionllm_edge.benchmarks.bench.stage_memory import stage_peaks
-from visionllm_edge.benchmarks.bench.statistics import summarize
+from visionllm_edge.benchmarks.bench.statistics import Stats, summarize
 from visionllm_edge.benchmarks.bench.tasks import BenchTask, tasks_of
 from visionllm_edge.benchmarks.environment import describe_environment
 from visionllm_edge.benchmarks.foreign_load import ForeignLoad
@@ -277,26 +278,34 @@ def stage_times(
     times: TaskTimes, requests: Sequence[Timed], peaks: Mapping[tuple[str, str], int]
 ) -> list[StageTimes]:
     """One entry per stage of the task, the longest first."""
-    spans: dict[str, list[float]] = {}
+    spans: dict[str, list[Span]] = {}
     beside: dict[str, float] = {}
     for one in requests:
         for span, shared in zip(one.spans, beside_ms(one.spans), strict=True):
-            spans.setdefault(span.stage, []).append(span.host_ms)
+            spans.setdefault(span.stage, []).append(span)
             beside[span.stage] = beside.get(span.stage, 0.0) + shared
     whole = sum(one.total_ms for one in requests)
     entries = [
         StageTimes(
             task=times.name,
             stage=stage,
-            stats=summarize(runs),
+            stats=summarize([span.host_ms for span in runs]),
             runs_per_request=len(runs) / len(requests),
-            share=(sum(runs) - beside[stage]) / whole,
+            share=(sum(span.host_ms for span in runs) - beside[stage]) / whole,
             beside=beside[stage] / whole if beside[stage] else None,
             peak_bytes=peaks.get((times.name, stage)),
+            device_ms=_where_known([span.device_ms for span in runs]),
+            copy_ms=_where_known([span.copy_ms for span in runs]),
         )
         for stage, runs in spans.items()
     ]
     return sorted(entries, key=lambda entry: -entry.share)
+
+
+def _where_known(times: Sequence[float | None]) -> Stats | None:
+    """Of the runs that were timed on a device; None without any."""
+    known = [time for time in times if time is not None]
+    return summarize(known) if known else None
 
 
 def _profiled(

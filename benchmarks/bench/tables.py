@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 from visionllm_edge.benchmarks.bench.measurement import Result
 from visionllm_edge.benchmarks.bench.statistics import Stats
 from visionllm_edge.benchmarks.bench.table_text import aligned, markdown
@@ -37,25 +35,7 @@ def result_tables(result: Result) -> list[tuple[str, list[list[str]]]]:
             [["task", *_HEAD], *([task.name, *_cells(task.stats)] for task in result.tasks)],
         )
     ]
-    stages = [
-        [
-            f"{entry.task}: {entry.stage}",
-            f"{entry.stats.p50:.3f}",
-            f"{entry.runs_per_request:.1f}",
-            f"{entry.share:.0%}",
-            "" if entry.beside is None else f"{entry.beside:.0%}",
-            "" if entry.peak_bytes is None else f"{entry.peak_bytes / 1e6:.0f}",
-            "" if entry.roofline is None else f"{entry.roofline.share:.0%}",
-            "" if entry.roofline is None else entry.roofline.bound,
-        ]
-        for entry in result.stages
-    ]
-    head = ["stage", "p50 ms", "runs", "of the task", "beside others", "peak MB"]
-    head += ["of its limit", "bound by"]
-    said = [True] * 4 + [any(entry.beside is not None for entry in result.stages), True]
-    said += [any(entry.roofline for entry in result.stages)] * 2
-    head, *stages = ([*itertools.compress(row, said)] for row in (head, *stages))
-    tables.append(("Stages (measured; the limit is counted from the graph)", [head, *stages]))
+    tables.append(_stage_table(result))
     if result.llm:
         rows = [
             [
@@ -80,6 +60,46 @@ def result_tables(result: Result) -> list[tuple[str, list[list[str]]]]:
         ]
         tables.append(("How right this bundle is", [["metric", "value"], *rows]))
     return tables
+
+
+def _stage_table(result: Result) -> tuple[str, list[list[str]]]:
+    """Columns that no stage has anything for are left out."""
+
+    def median(stats: Stats | None) -> str:
+        return "" if stats is None else f"{stats.p50:.3f}"
+
+    def percent(share: float | None) -> str:
+        return "" if share is None else f"{share:.0%}"
+
+    title = "Stages (measured; the limit is counted from the graph)"
+    host = "p50 ms"
+    if any(entry.device_ms for entry in result.stages):
+        title = (
+            "Stages (measured; the host need not wait for the device, whose times are its own; "
+            "the limit is counted from the graph)"
+        )
+        host = "host p50 ms"
+    columns = {
+        "stage": [f"{entry.task}: {entry.stage}" for entry in result.stages],
+        host: [median(entry.stats) for entry in result.stages],
+        "device p50 ms": [median(entry.device_ms) for entry in result.stages],
+        "copies p50 ms": [median(entry.copy_ms) for entry in result.stages],
+        "runs": [f"{entry.runs_per_request:.1f}" for entry in result.stages],
+        "of the task": [percent(entry.share) for entry in result.stages],
+        "beside others": [percent(entry.beside) for entry in result.stages],
+        "peak MB": [
+            "" if entry.peak_bytes is None else f"{entry.peak_bytes / 1e6:.0f}"
+            for entry in result.stages
+        ],
+        "of its limit": [
+            percent(entry.roofline.share if entry.roofline else None) for entry in result.stages
+        ],
+        "bound by": [
+            "" if entry.roofline is None else entry.roofline.bound for entry in result.stages
+        ],
+    }
+    known = {name: cells for name, cells in columns.items() if any(cells)}
+    return title, [list(known), *map(list, zip(*known.values(), strict=True))]
 
 
 def _other_rows(result: Result) -> list[list[str]]:

@@ -6,13 +6,15 @@ addresses and host-side values were seen twice is recorded with its copies and r
 
 The cache of a decoder stays on the device. Where the engine says that an output shares its input's
 memory there is one buffer for each; otherwise there are two, read and written in turns.
+
+Asked to, a stage also times its runs on the device, apart from the copies around them.
 """
 
 from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +27,7 @@ from visionllm_edge.runtime.device.arrays import DeviceArray, array_from_foreign
 from visionllm_edge.runtime.device.base import Device, DeviceBuffer, Stream
 from visionllm_edge.runtime.device.graphs import RecordedCalls
 from visionllm_edge.runtime.device.memory import BufferPool, Lane
+from visionllm_edge.runtime.device.timing import RunTimer
 from visionllm_edge.runtime.errors import BackendError
 from visionllm_edge.runtime.ports import (
     Array,
@@ -196,6 +199,7 @@ class TensorRTStage:
         self._done = device.new_event()
         # Inputs of work that is under way: their memory must not be used for anything else.
         self._held: list[object] = []
+        self._timer: RunTimer | None = None
 
     @property
     def ports(self) -> StagePorts:
@@ -206,6 +210,15 @@ class TensorRTStage:
     def recorded(self) -> int:
         """How many kinds of runs are replayed as CUDA graphs."""
         return self._calls.recorded
+
+    def time_device(self) -> None:
+        """Time every run from now on. A recording without marks is not replayed any more."""
+        if self._timer is None:
+            self._timer = RunTimer(self._device, self._done.synchronize)
+
+    def device_times_ms(self) -> Callable[[], tuple[float, float]] | None:
+        """Of the last run, if it was timed: a function that waits and gives run and copies."""
+        return None if self._timer is None else self._timer.last
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Array]:
         """Run once; the arrays returned are pinned memory that the next run overwrites."""
@@ -330,6 +343,8 @@ class TensorRTStage:
         """Start a call; staging memory is free again when the run before is through."""
         self._done.synchronize()
         self._held.clear()
+        if self._timer is not None:
+            self._timer.settle()
         return _Call(choose_profile(self._ports, self._ends.profiles, shapes).index, shapes)
 
     def _output_shapes(
@@ -386,7 +401,11 @@ class TensorRTStage:
 
     def _launch(self, call: _Call) -> None:
         """Put a call on the stream, as a recording where there is one."""
-        context = self._context(call.profile)
+        context, timer = self._context(call.profile), self._timer
+
+        def mark(place: int) -> None:
+            if timer is not None:
+                timer.mark(place, self._stream)
 
         def prepare() -> bool:
             self._set_shapes(context, call.shapes)
@@ -396,21 +415,28 @@ class TensorRTStage:
             return context.ran
 
         def enqueue() -> None:
+            mark(0)
             for copy in call.before:
                 self._copy(copy)
+            mark(1)
             if not context.context.execute_async_v3(self._stream.handle):
                 raise self._failed("could not run")
             context.ran = True
+            mark(2)
             for copy in call.after:
                 self._copy(copy)
+            mark(3)
 
         self._messages.clear()
         try:
-            self._calls.run(call.key(), prepare, enqueue, lambda: self._capturable(context))
+            key = (call.key(), timer is not None)
+            self._calls.run(key, prepare, enqueue, lambda: self._capturable(context))
         except BackendError:
             # What is half on the stream must not outlive the memory it uses.
             self._drain()
             raise
+        if timer is not None:
+            timer.launched(copies_in=bool(call.before), copies_out=bool(call.after))
 
     def _capturable(self, context: _Context) -> bool:
         # TensorRT-RTX compiles kernels while it runs and says when it is done with that.
@@ -430,6 +456,8 @@ class TensorRTStage:
         try:
             self._stream.synchronize()
         except BackendError as e:
+            if self._timer is not None:
+                self._timer.forget()
             raise BackendError(f"stage {self._ports.stage!r}: {e}") from e
         finally:
             self._held.clear()

@@ -106,7 +106,11 @@ class Event(Protocol):
     """A mark on a stream."""
 
     def record(self, stream: Stream) -> None:
-        """Set the mark behind the work that the stream has now."""
+        """Set the mark behind the work that the stream has now.
+
+        Of a stream that records, an event with timing becomes part of the recording: every launch
+        sets it. Wait for the launch in another way before its time is read.
+        """
         ...
 
     def synchronize(self) -> None:

@@ -154,12 +154,21 @@ class _Stream:
 class _Event:
     def __init__(self, calls: _Calls, *, timing: bool) -> None:
         self._calls = calls
+        self._timing = timing
         # 2: no timing, as cudaEventDisableTiming.
         self.handle = calls.number("cudaEventCreateWithFlags", 0 if timing else 2)
         calls.release_with(self, "cudaEventDestroy", self.handle)
 
     def record(self, stream: Stream) -> None:
+        if self._timing and self._captures(stream):
+            # 1: cudaEventRecordExternal. Without it the event would only order the recording.
+            self._calls("cudaEventRecordWithFlags", self.handle, stream.handle, 1)
+            return
         self._calls("cudaEventRecord", self.handle, stream.handle)
+
+    def _captures(self, stream: Stream) -> bool:
+        # 0: cudaStreamCaptureStatusNone.
+        return self._calls.number("cudaStreamIsCapturing", stream.handle) != 0
 
     def synchronize(self) -> None:
         self._calls("cudaEventSynchronize", self.handle)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from visionllm_edge.benchmarks.bench.measurement import Result, Sample, StageTimes, TaskTimes
+from visionllm_edge.benchmarks.bench.measurement import Result, Sample, Span, StageTimes, TaskTimes
 from visionllm_edge.benchmarks.bench.overlap import beside_ms
 from visionllm_edge.benchmarks.bench.page.svg import (
     Axis,
@@ -69,13 +69,25 @@ def gantt(task: TaskTimes, names: Sequence[str]) -> str:
             if span.stage == name:
                 x = axis.at(span.start_ms)
                 wide = axis.at(span.start_ms + span.host_ms) - x
-                rows_said = f", {span.rows} rows" if span.rows > 1 else ""
-                title = f"{name}: {span.host_ms:.3f} ms from {span.start_ms:.3f} ms{rows_said}"
                 if span.thread:
-                    title += f", on a thread of its own, {shared:.3f} ms beside other stages"
                     parts.append(rect(x - 1, y - 1, wide + 2, 20, "var(--ink,#1d2129)"))
-                parts.append(rect(x, y, wide, 18, color_of(name, names), title=title))
+                color = color_of(name, names)
+                parts.append(rect(x, y, wide, 18, color, title=_hint(span, shared)))
     return figure(_WIDTH, height, parts, label=f"When each stage of {task.name} ran")
+
+
+def _hint(span: Span, beside: float) -> str:
+    """What is known of a bar: on the host, on the device, and at the same time as others."""
+    said = [f"{span.stage}: {span.host_ms:.3f} ms from {span.start_ms:.3f} ms"]
+    if span.rows > 1:
+        said.append(f"{span.rows} rows")
+    if span.device_ms is not None:
+        said.append(f"device {span.device_ms:.3f} ms")
+    if span.copy_ms is not None:
+        said.append(f"copies {span.copy_ms:.3f} ms")
+    if span.thread:
+        said.append(f"on a thread of its own, {beside:.3f} ms beside other stages")
+    return ", ".join(said)
 
 
 def stage_split(result: Result, names: Sequence[str]) -> str:

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from tests.benchmarks.bench.json_schema import errors
 from tests.benchmarks.bench.made_up import made_up_result
-from visionllm_edge.benchmarks.bench.measurement import Sample, Span, StageTimes, TaskTimes
+from visionllm_edge.benchmarks.bench.measurement import (
+    Result,
+    Sample,
+    Span,
+    StageTimes,
+    TaskTimes,
+)
 from visionllm_edge.benchmarks.bench.overlap import beside_ms
+from visionllm_edge.benchmarks.bench.page import html_page
 from visionllm_edge.benchmarks.bench.page.plots import gantt, stage_split
 from visionllm_edge.benchmarks.bench.run import stage_times
 from visionllm_edge.benchmarks.bench.sampling import Timed
+from visionllm_edge.benchmarks.bench.schema import result_schema
 from visionllm_edge.benchmarks.bench.statistics import summarize
-from visionllm_edge.benchmarks.bench.tables import text_table
+from visionllm_edge.benchmarks.bench.tables import markdown_table, text_table
 
 # The language model reads from 2 to 8 and writes from 8 to 9; the backbone starts beside the
 # picture's encoder and goes on alone from 9 to 12.
@@ -79,8 +90,6 @@ def test_a_tasks_stages_take_no_more_than_its_time() -> None:
 
 
 def test_the_report_says_what_overlapped() -> None:
-    from dataclasses import replace
-
     times, entries = times_of(CHAIN, 18.0)
     base = made_up_result()
     result = replace(base, tasks=(times,), stages=tuple(entries), llm=())
@@ -96,3 +105,36 @@ def test_the_report_says_what_overlapped() -> None:
     assert "and 8.00 ms beside other stages" in split
     bars = [float(found) for found in re.findall(r": ([\d.]+)%, ", split)]
     assert sum(bars) == pytest.approx(100, abs=0.3), "a bar is as long as its task"
+
+
+def test_what_overlapped_and_what_the_device_did_are_both_told() -> None:
+    chain = tuple(
+        replace(span, device_ms=9.0, copy_ms=0.25) if span.thread else span for span in CHAIN
+    )
+    times, entries = times_of(chain, 18.0)
+    backbone = next(entry for entry in entries if entry.stage == "det_backbone")
+    assert backbone.device_ms is not None and backbone.device_ms.p50 == 9.0
+    # The device's times change nothing of the host's.
+    assert backbone.share == pytest.approx(3 / 18)
+    assert backbone.beside == pytest.approx(8 / 18)
+    result = replace(made_up_result(), tasks=(times,), stages=tuple(entries), llm=())
+    lines = markdown_table(result).splitlines()
+    head, row = (
+        [cell.strip() for cell in line.split("|")[2:8]]
+        for line in lines
+        if line.startswith(("| stage ", "| detect: det_backbone "))
+    )
+    assert dict(zip(head, row, strict=True)) == {
+        "host p50 ms": "11.000", "device p50 ms": "9.000", "copies p50 ms": "0.250",
+        "runs": "1.0", "of the task": "17%", "beside others": "44%",
+    }  # fmt: skip
+    page = html_page(result)
+    assert "beside others" in page and "device p50 ms" in page
+    assert (
+        "det_backbone: 11.000 ms from 1.000 ms, device 9.000 ms, copies 0.250 ms, "
+        "on a thread of its own, 8.000 ms beside other stages"
+    ) in page
+    assert "llm_decoder: 6.000 ms from 2.000 ms, 90 rows<" in page
+    content = json.loads(json.dumps(result.to_dict()))
+    assert not list(errors(content, result_schema(), result_schema()))
+    assert Result.from_dict(content) == result

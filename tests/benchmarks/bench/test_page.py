@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
@@ -9,10 +10,15 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from tests.benchmarks.bench.json_schema import errors
 from tests.benchmarks.bench.made_up import STAGES, made_up_result, noisy
 from visionllm_edge.benchmarks.bench.measurement import Result
 from visionllm_edge.benchmarks.bench.page import html_page, plot_files
+from visionllm_edge.benchmarks.bench.page.plots import gantt
 from visionllm_edge.benchmarks.bench.page.svg import Axis, ticks
+from visionllm_edge.benchmarks.bench.run import stage_times
+from visionllm_edge.benchmarks.bench.sampling import Timed
+from visionllm_edge.benchmarks.bench.schema import result_schema
 from visionllm_edge.benchmarks.bench.tables import markdown_table, text_table
 from visionllm_edge.runtime.errors import InputError
 
@@ -52,6 +58,47 @@ def test_the_page_is_whole_and_alone() -> None:
         assert expected in words
     assert "model.layers.0.mlp<x>" in words  # escaped in the file, whole for the reader
     assert "box_ap" in words and "not available: made up" in words
+
+
+def test_device_times_are_shown_where_there_are_any() -> None:
+    plain = made_up_result()
+    samples = [
+        dataclasses.replace(
+            one,
+            spans=tuple(
+                dataclasses.replace(span, device_ms=span.host_ms / 2, copy_ms=0.25)
+                if span.stage == "det_encoder"
+                else span
+                for span in one.spans
+            ),
+        )
+        for one in plain.tasks[0].samples
+    ]
+    task = dataclasses.replace(plain.tasks[0], samples=tuple(samples))
+    timed = [Timed(one.total_ms, one.spans, None, ()) for one in samples]
+    entries = stage_times(task, timed, {})
+    times = {entry.stage: (entry.device_ms, entry.copy_ms) for entry in entries}
+    device, copies = times.pop("det_encoder")
+    assert device is not None and copies is not None
+    (encoder,) = [entry for entry in entries if entry.stage == "det_encoder"]
+    assert device.p50 == pytest.approx(encoder.stats.p50 / 2) and copies.p50 == 0.25
+    assert set(times.values()) == {(None, None)}, "stages on the host"
+
+    result = dataclasses.replace(plain, tasks=(task,), stages=tuple(entries))
+    (row,) = [
+        line for line in markdown_table(result).splitlines() if line.startswith("| detect: det_enc")
+    ]
+    cells = [cell.strip() for cell in row.split("|")[2:5]]
+    assert cells == [f"{encoder.stats.p50:.3f}", f"{device.p50:.3f}", "0.250"]
+    content = json.loads(json.dumps(result.to_dict()))
+    assert not list(errors(content, result_schema(), result_schema()))
+    assert Result.from_dict(content) == result
+    for shown in (markdown_table(result), text_table(result), html_page(result)):
+        assert "host p50 ms" in shown and "device p50 ms" in shown and "copies p50 ms" in shown
+    assert "copies 0.250 ms" in gantt(task, list(STAGES))
+    for hidden in (markdown_table(plain), text_table(plain), html_page(plain)):
+        assert not any(word in hidden for word in ("host p50", "device p50", "copies", "device 0"))
+    assert "device_ms" not in json.dumps(plain.to_dict())
 
 
 def test_every_picture_is_good_xml() -> None:

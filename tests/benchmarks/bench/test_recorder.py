@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -39,10 +39,21 @@ class Double:
 
 
 class OnDevice(Double):
-    """One that knows what its device did."""
+    """One that knows what its device did, and takes 7 ms to say so."""
 
-    def device_times_ms(self) -> tuple[float, float] | None:
-        return 2.0, 0.5
+    timed = 0
+
+    def time_device(self) -> None:
+        self.timed += 1
+
+    def device_times_ms(self) -> Callable[[], tuple[float, float]] | None:
+        run = self.clock[0]
+
+        def times() -> tuple[float, float]:
+            self.clock[0] += 7_000_000
+            return run / 1e6, 0.5
+
+        return times
 
 
 class Made:
@@ -81,11 +92,23 @@ def test_a_request_with_two_runs() -> None:
 def test_device_and_copies_apart() -> None:
     clock = [0]
     recorder = Recorder(lambda: clock[0])
-    stages = recorder.observe(Made(OnDevice(clock)))
-    recorder.begin()
+    runner = OnDevice(clock)
+    stages = recorder.observe(Made(runner))
+    asked = [runner.timed]
     stages.get("double").run({"x": np.ones((1, 2), np.float32)})
-    _, (span,) = recorder.end()
-    assert (span.host_ms, span.device_ms, span.copy_ms) == (3.0, 2.0, 0.5)
+    asked.append(runner.timed)
+    recorder.begin()
+    for _ in range(2):
+        stages.get("double").run({"x": np.ones((1, 2), np.float32)})
+    total, spans = recorder.end()
+    asked.append(runner.timed)
+    assert asked == [0, 1, 1], "asked for once, when the recorder sees the stage"
+    assert [(span.host_ms, span.device_ms, span.copy_ms) for span in spans] == [
+        (3.0, 6.0, 0.5),
+        (3.0, 9.0, 0.5),
+    ]
+    # The device is asked when the request is over: the answer takes none of its time.
+    assert total == 6.0
 
 
 def test_hooks_stand_around_every_run() -> None:
@@ -116,6 +139,48 @@ def test_a_run_on_another_thread_is_a_span_of_that_thread() -> None:
     _, spans = recorder.end()
     assert [span.thread for span in spans] == [0, 1, 0]
     assert [span.start_ms for span in spans] == [0.0, 3.0, 6.0]
+
+
+def test_each_threads_runs_get_the_times_of_their_own_device() -> None:
+    clocks = [0], [0]
+    runners = [OnDevice(clock) for clock in clocks]
+    clocks[1][0] = 40_000_000
+    recorder = Recorder(lambda: clocks[0][0])
+    one, other = (recorder.observe(Made(runner)).get("double") for runner in runners)
+    x = {"x": np.ones((1, 2), np.float32)}
+    recorder.begin()
+    one.run(x)
+    worker = threading.Thread(target=lambda: other.run_kept(x))
+    worker.start()
+    worker.join()
+    one.run(x)
+    total, spans = recorder.end()
+    assert sorted((span.thread, span.device_ms) for span in spans) == [(0, 3), (0, 6), (1, 43)]
+    assert total == 6.0, "the answers take none of the request's time"
+
+
+def test_two_threads_that_come_first_ask_a_runner_for_its_times_once() -> None:
+    runner, met = OnDevice([0]), threading.Barrier(2, timeout=20)
+    stages, first = Recorder().observe(Made(runner)), threading.Event()
+    ask = runner.time_device
+
+    def slow() -> None:
+        first.wait(0.05)  # room for the other one, if nothing keeps it out
+        ask()
+
+    def get() -> None:
+        met.wait()
+        got.append(stages.get("double"))
+        first.set()
+
+    runner.time_device = slow  # type: ignore[method-assign]
+    got: list[object] = []
+    threads = [threading.Thread(target=get) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert runner.timed == 1 and got[0] is got[1]
 
 
 def test_under_hooks_one_stage_runs_at_a_time_and_a_failure_lets_the_next_one_in() -> None:

@@ -226,6 +226,7 @@ class IExecutionContext:
                 for n in about.inputs
             }
             self._owner.runs += 1
+            device.now_ms += self._owner.run_ms
             for name, array in about.function(**given).items():
                 dtype, _ = about.outputs[name]
                 array = np.ascontiguousarray(array)
@@ -293,6 +294,7 @@ class FakeTensorRT:
     Attributes:
         fail: name of a call -> how many calls from now on fail.
         runs: how often any engine ran.
+        run_ms: how long a run takes on the device; read when it runs.
     """
 
     def __init__(self, device: FakeDevice, engines: Mapping[bytes, Engine]) -> None:
@@ -300,6 +302,7 @@ class FakeTensorRT:
         self.engines = dict(engines)
         self.fail: dict[str, int] = {}
         self.runs = 0
+        self.run_ms = 100.0
         self.libraries: list[str] = []
         self.host_code_allowed: bool | None = None
         self.sizes_depend_on_values = False

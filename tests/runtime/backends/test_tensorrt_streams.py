@@ -123,6 +123,32 @@ def test_a_recording_of_one_stage_takes_in_nothing_of_another(pair: Pair) -> Non
     assert np.array_equal(seen[0], rows(4, 11))
 
 
+def test_a_stages_times_are_its_own_beside_another(pair: Pair) -> None:
+    """A run takes 100 ms on the fake device, a copy 1 ms."""
+    backbone, encoder = pair.stages
+    for stage in pair.stages:
+        stage.time_device()
+    times = []
+    for _ in range(4):  # recorded and replayed, too
+        given = {"a": rows(3, 1), "b": rows(3, 10)}
+        maps = in_a_thread(partial(backbone.run_kept, given))
+        seen = backbone.device_times_ms()
+        # The encoder's stream waits for the backbone's run; that is none of its own time.
+        encoder.run({"a": maps["sum"], "b": rows(3, 100)})
+        times.append((seen, encoder.device_times_ms()))
+    assert backbone.recorded and encoder.recorded
+    for one, other in times:
+        assert one is not None and other is not None
+        assert (one(), other()) == ((100.0, 2.0), (100.0, 2.0))
+    # Both are asked when both are under way: neither's marks are set by the other's stream.
+    in_a_thread(partial(backbone.run_kept, given))
+    in_a_thread(partial(encoder.run_kept, given))
+    first, second = (stage.device_times_ms() for stage in pair.stages)
+    assert first is not None and second is not None
+    assert second() == (100.0, 2.0) and backbone._stream.pending  # type: ignore[attr-defined]
+    assert first() == (100.0, 2.0)
+
+
 def test_a_failure_tells_its_own_threads_messages(pair: Pair) -> None:
     one, other = pair.stages
     given = {"a": rows(3, 1), "b": rows(3, 1)}

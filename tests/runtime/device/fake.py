@@ -1,7 +1,7 @@
 """A device in numpy. Work happens when somebody waits: a missing wait gives wrong numbers.
 
 Every address is checked: memory that was freed, never taken, or of the wrong side is refused. Any
-call can be made to fail.
+call can be made to fail. Time on the device passes only with work: a copy takes 1 ms of it.
 """
 
 from __future__ import annotations
@@ -64,13 +64,16 @@ class FakeHostBuffer:
 class FakeEvent:
     device: FakeDevice
     stream: FakeStream | None = None
+    timing: bool = False
     reached: bool = True
-    when: int = 0
+    when: float = 0.0
 
     def record(self, stream: Stream) -> None:
         assert isinstance(stream, FakeStream)
         self.device.call("event.record")
-        self.reached, self.stream = False, stream
+        if stream.recording is None:
+            self.reached = False
+        self.stream = stream
         stream.put(self._reach)
 
     def synchronize(self) -> None:
@@ -80,10 +83,11 @@ class FakeEvent:
 
     def milliseconds_since(self, start: Event) -> float:
         assert isinstance(start, FakeEvent) and self.reached and start.reached
-        return float(self.when - start.when)
+        assert self.timing and start.timing, "an event without timing"
+        return self.when - start.when
 
     def _reach(self) -> None:
-        self.reached, self.when = True, next(self.device.clock)
+        self.reached, self.when = True, self.device.now_ms
 
 
 @dataclass(eq=False)
@@ -133,13 +137,14 @@ class FakeDevice:
         calls: names of the calls made, in order.
         fail: name of a call -> how many calls from now on fail; -1 for all.
         properties: may be replaced before the device is used.
+        now_ms: what its work has taken so far.
     """
 
     def __init__(self, **properties: object) -> None:
         self.properties = replace(PROPERTIES, **properties)  # type: ignore[arg-type]
         self.calls: list[str] = []
         self.fail: dict[str, int] = {}
-        self.clock = itertools.count(1)
+        self.now_ms = 0.0
         self.streams: dict[int, FakeStream] = {1: FakeStream(self, 1)}
         self._handles = itertools.count(100)
         # Sorted starts, and (end, side) of what is taken.
@@ -184,7 +189,7 @@ class FakeDevice:
 
     def new_event(self, *, timing: bool = False) -> FakeEvent:
         self.call("new_event")
-        return FakeEvent(self)
+        return FakeEvent(self, timing=timing)
 
     def copy_in(self, target: int, source: int, nbytes: int, stream: Stream) -> None:
         self.call("copy_in")
@@ -241,6 +246,7 @@ class FakeDevice:
         assert isinstance(stream, FakeStream)
 
         def work() -> None:
+            self.now_ms += 1.0
             self.bytes_at(target[0], nbytes, target[1])[:] = self.bytes_at(
                 source[0], nbytes, source[1]
             )

@@ -50,6 +50,7 @@ class Bindings:
         self.fail: dict[str, Status] = {}
         self.memory: dict[int, Any] = {}
         self.handles = iter(range(1000, 2000))
+        self.capturing = False
 
     def cudaGetErrorString(self, status: Status) -> tuple[Status, bytes]:  # noqa: N802
         return Status.cudaSuccess, b"in words"
@@ -76,11 +77,14 @@ class Bindings:
             return ()
         if name == "cudaDeviceGetAttribute":
             return (arguments[0][1],)
+        if "Capture" in name:
+            self.capturing = name == "cudaStreamBeginCapture"
         answers: dict[str, tuple[Any, ...]] = {
             "cudaGetDeviceCount": (self.devices,),
             "cudaDriverGetVersion": (12060,),
             "cudaGetDeviceProperties": (SimpleNamespace(name=b"Orin\0\0", totalGlobalMem=7),),
             "cudaEventElapsedTime": (1.5,),
+            "cudaStreamIsCapturing": (int(self.capturing),),
             "cudaHostGetDevicePointer": (arguments[0] if arguments else 0,),
         }
         made = ("cudaStreamCreateWithFlags", "cudaEventCreateWithFlags", "cudaStreamEndCapture",
@@ -114,6 +118,7 @@ def everything(device: CudaDevice) -> None:
     stream.synchronize()
     assert event.milliseconds_since(start) == 1.5
     device.begin_capture(stream)
+    event.record(stream)
     device.end_capture(stream).launch(stream)
 
 
@@ -130,6 +135,9 @@ def test_calls_and_their_arguments() -> None:
     assert log["cudaMemsetAsync"][1:3] == (3, 8)
     assert log["cudaStreamWaitEvent"][0] == 5
     assert log["cudaStreamBeginCapture"][1] == "local"
+    # An event with timing is part of a recording; elsewhere it is set as any other.
+    marked, marks = log["cudaEventRecordWithFlags"], log["cudaEventRecord"]
+    assert marked == (*marks, 1)
     # What was made is given back, the graph included; a stream of somebody else is not.
     released = [entry[0] for entry in bindings.log if "Destroy" in entry[0] or "Free" in entry[0]]
     assert sorted(released) == [
