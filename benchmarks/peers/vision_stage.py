@@ -21,8 +21,13 @@ if TYPE_CHECKING:
 
 __all__ = ["STAGES", "PreparedStage", "prepare_stage", "prepare_stages"]
 
-STAGES = ("vision_encoder", "det_backbone", "det_encoder", "det_masks")
-"""Stages whose small errors stay small; the decoder's queries change places at random weights."""
+STAGES = ("vision_encoder", "det_backbone", "det_encoder", "det_decoder", "det_masks")
+"""Of the model, in the order of the chain.
+
+The decoder takes the best proposals as queries, in their order. Its memory is made so that their
+scores are apart by far more than fp32 rounds; a contestant that rounds scores to bf16 or int8 picks
+other proposals, and random weights give a query of another rank another answer.
+"""
 
 _TARGET = "cpu"
 _FORMS = {"lowered": "fp32", "int8": "int8", "plain": "fp32"}
@@ -112,8 +117,9 @@ def prepare_stage(
         outputs = module(*inputs.values())
     outputs = (outputs,) if isinstance(outputs, torch.Tensor) else outputs
     paths = {form: folder / f"{stage.name}.{form}.onnx" for form in _FORMS}
+    canonical = canonical_graph(pair, stage, bucket)
     for form, path in paths.items():
-        model = canonical_graph(pair, stage, bucket)
+        model = canonical.clone()
         if form != "plain":
             lower(model, find_target(_TARGET), precision=_FORMS[form])
         else:

@@ -30,7 +30,7 @@ def pair() -> ModelPair:
     return ModelPair(VisionLLM(config_from_dict(config, name="small")).eval())
 
 
-@pytest.mark.parametrize("name", ["det_encoder", "det_masks"])
+@pytest.mark.parametrize("name", ["det_encoder", "det_decoder", "det_masks"])
 def test_the_plain_form_equals_the_lowered_one(pair: ModelPair, name: str, tmp_path: Path) -> None:
     (stage,) = [entry for entry in TABLE if entry.name == name]
     prepared = prepare_stage(pair, stage, tmp_path, BUCKET if stage.bucketed else None)
