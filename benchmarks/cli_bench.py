@@ -186,6 +186,7 @@ def sweep(
 ) -> None:
     """Compile CHECKPOINT in several ways, measure each, and show which are worth taking."""
     from visionllm_edge.benchmarks.bench.accuracy import accuracy_of
+    from visionllm_edge.benchmarks.bench.apart import bench_apart
     from visionllm_edge.benchmarks.bench.sweep import Grid, run_sweep, sweep_table
     from visionllm_edge.benchmarks.bench.sweep_files import (
         check_recipes,
@@ -205,7 +206,13 @@ def sweep(
     )
     check_recipes(grid.recipes(), checkpoint)
     found = run_sweep(
-        grid, compiler(checkpoint, work), workload, options, accuracy=accuracy_of, note=_note
+        grid,
+        compiler(checkpoint, work),
+        workload,
+        options,
+        measure=bench_apart,
+        accuracy=accuracy_of,
+        note=_note,
     )
     for path in write_sweep(found, work):
         click.echo(f"wrote {path}", err=True)

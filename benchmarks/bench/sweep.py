@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from visionllm_edge.benchmarks.bench.measurement import Result, Workload
-from visionllm_edge.benchmarks.bench.run import Accuracy, BenchOptions, Note, bench_bundle
+from visionllm_edge.benchmarks.bench.run import Accuracy, BenchOptions, Note
 from visionllm_edge.benchmarks.bench.table_text import aligned
 from visionllm_edge.runtime.errors import InputError, ParityError
 from visionllm_edge.runtime.shapes_world import COLORS, SHAPES
@@ -166,6 +166,7 @@ def run_sweep(
     workload: Workload,
     options: BenchOptions,
     *,
+    measure: Callable[[Path, Workload, BenchOptions], Result],
     accuracy: Callable[[Path, int], Accuracy],
     note: Note = lambda text: None,
 ) -> Sweep:
@@ -176,6 +177,8 @@ def run_sweep(
         compile_bundle: makes the bundle of a recipe.
         workload: what is asked, but for what the grid changes.
         options: how to measure.
+        measure: measures one way to run a bundle, in a process of its own, so that the memory is
+            not what earlier ways left behind.
         accuracy: judges a bundle; asked once per bundle.
         note: gets a line per step.
 
@@ -208,11 +211,10 @@ def run_sweep(
         for threads, size, classes in ways:
             label = grid.label(recipe, threads, size, classes)
             note(label)
-            result = bench_bundle(
+            result = measure(
                 bundle,
                 replace(workload, image_px=size, classes=_NAMES[:classes]),
                 replace(options, threads=threads, accuracy_pictures=0),
-                note=note,
             )
             points.append(Point(label, replace(result, accuracy=judged)))
     if not points:

@@ -61,6 +61,7 @@ def compiler(checkpoint: Path, work: Path) -> Callable[[Recipe], Path]:
         common, own = (None, {}) if engines else _vision(recipe)
         named = (("b", recipe.block), ("vision-", vision), ("q", recipe.queries))
         name = "-".join([recipe.llm, *(f"{what}{value}" for what, value in named if value)])
+        name = name.replace("=", "-").replace(",", "-")
         bundle = compile_checkpoint(
             checkpoint,
             work / "bundles" / name,

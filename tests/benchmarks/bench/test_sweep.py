@@ -16,7 +16,6 @@ import pytest
 from tests.benchmarks.bench.made_up import made_up_result
 from tests.export.official_keys import RELEASED
 from tests.export.synthetic import config_for
-from visionllm_edge.benchmarks.bench import sweep
 from visionllm_edge.benchmarks.bench.measurement import Result, Workload
 from visionllm_edge.benchmarks.bench.page.front import front_plot
 from visionllm_edge.benchmarks.bench.run import BenchOptions
@@ -117,14 +116,13 @@ def test_no_number_of_a_dot_covers_another() -> None:
     assert min(math.dist(a, b) for a, b in itertools.combinations(places, 2)) > 12
 
 
-def test_every_combination(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_every_combination(tmp_path: Path) -> None:
     asked: list[Any] = []
 
-    def bench(path: Path, workload: Workload, options: BenchOptions, **_: Any) -> Result:
+    def bench(path: Path, workload: Workload, options: BenchOptions) -> Result:
         asked.append((path.name, workload.image_px, len(workload.classes), options.threads))
         return made_up_result()
 
-    monkeypatch.setattr(sweep, "bench_bundle", bench)
     compiled: list[Recipe] = []
 
     def compile_bundle(recipe: Recipe) -> Path:
@@ -139,7 +137,9 @@ def test_every_combination(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
 
     grid = Grid(("fp32", "int4"), (32, 128), threads=(1, 2), sizes=((64, 64),), class_counts=(1, 2))
     options = BenchOptions(accuracy_pictures=4)
-    points = run_sweep(grid, compile_bundle, WORKLOAD, options, accuracy=accuracy).points
+    points = run_sweep(
+        grid, compile_bundle, WORKLOAD, options, measure=bench, accuracy=accuracy
+    ).points
     # fp32 has no blocks.
     assert compiled == [Recipe(), Recipe("int4", 32), Recipe("int4", 128)]
     assert judged == ["fp32-0", "int4-32", "int4-128"]
@@ -150,11 +150,7 @@ def test_every_combination(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     assert points[-1].label == "LLM int4 b128, 2 threads, 2 classes"
 
 
-def test_a_bundle_that_the_gate_refuses_is_left_out(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(sweep, "bench_bundle", lambda *_, **options: made_up_result())
-
+def test_a_bundle_that_the_gate_refuses_is_left_out(tmp_path: Path) -> None:
     def compile_bundle(recipe: Recipe) -> Path:
         if recipe.vision == "int8":
             raise ParityError("output 'x' is wrong")
@@ -163,7 +159,12 @@ def test_a_bundle_that_the_gate_refuses_is_left_out(
     def found(*visions: str) -> Sweep:
         grid = Grid(("fp32",), visions=visions, class_counts=(1, 2))
         return run_sweep(
-            grid, compile_bundle, WORKLOAD, BenchOptions(), accuracy=lambda path, images: {}
+            grid,
+            compile_bundle,
+            WORKLOAD,
+            BenchOptions(),
+            measure=lambda path, workload, options: made_up_result(),
+            accuracy=lambda path, images: {},
         )
 
     some = found("int8", "fp32")
@@ -303,5 +304,6 @@ def test_more_classes_than_names() -> None:
             lambda recipe: Path(),
             WORKLOAD,
             BenchOptions(),
+            measure=lambda path, workload, options: made_up_result(),
             accuracy=lambda path, images: {},
         )
