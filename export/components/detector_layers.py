@@ -128,7 +128,7 @@ class DeformableAttention(nn.Module):
         """
         batch, count, dim = query.shape
         shape = (batch, count, self.heads, self.levels, self.points)
-        offsets = self.sampling_offsets(query).view(*shape, 2)
+        offsets = self.sampling_offsets(query)
         weights = self.attention_weights(query)
         weights = weights.view(batch, count, self.heads, self.levels * self.points)
         weights = torch.softmax(weights, dim=-1).view(shape)
@@ -136,11 +136,15 @@ class DeformableAttention(nn.Module):
         value = value.view(batch, geometry.size, self.heads, dim // self.heads)
         centre = reference[:, :, None, :, None, :2]
         if reference.shape[-1] == 2:
+            # As rows: axes of 2 and 4 numbers are slow to broadcast over. All layers have the same
+            # reference points, so what depends on them alone is computed once.
             sizes = geometry.spatial_shapes().flip(-1).to(offsets)
-            locations = centre + offsets / sizes[:, None]
+            steps = (1 / sizes)[None, :, None].expand(*shape[2:], 2).flatten()
+            around = centre.expand(*shape, 2).flatten(2)
+            locations = (around + offsets * steps).view(*shape, 2)
         else:
             extent = reference[:, :, None, :, None, 2:]
-            locations = centre + offsets / self.points * extent * 0.5
+            locations = centre + offsets.view(*shape, 2) / self.points * extent * 0.5
         out = ms_deform_attn(
             value, geometry.spatial_shapes(), geometry.level_start_index(), locations, weights
         )
@@ -163,16 +167,19 @@ class FusionParts:
 
     heads: int
     norms: tuple[nn.Module, nn.Module]
-    scores: tuple[nn.Module, nn.Module]
-    values: tuple[nn.Module, nn.Module]
-    outs: tuple[nn.Module, nn.Module]
+    scores: tuple[nn.Linear, nn.Linear]
+    values: tuple[nn.Linear, nn.Linear]
+    outs: tuple[nn.Linear, nn.Linear]
     gains: tuple[Tensor, Tensor]
 
 
 def fuse(parts: FusionParts, vision: Tensor, text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Cross attention both ways between pixels and texts, from one score matrix.
 
-    The residual is added to the normalised tensors.
+    The residual is added to the normalised tensors. Texts are few and pixels are many, so no
+    projection is applied to pixels: the score of a pixel x and a key k, (W x + b) k, is
+    x (W' k) + b k; what texts give is projected back before pixels take it; and the sum that a text
+    takes of pixels is projected, not the pixels (its weights sum to 1, so b is added once).
 
     Args:
         parts: of the layer.
@@ -181,15 +188,25 @@ def fuse(parts: FusionParts, vision: Tensor, text: Tensor, mask: Tensor) -> tupl
         mask: [S], 0 where a pixel is padding.
     """
     vision, text = parts.norms[0](vision), parts.norms[1](text)
-    q = _split(parts.scores[0](vision), parts.heads)
-    k = _split(parts.scores[1](text), parts.heads)
-    vision_values = _split(parts.values[0](vision), parts.heads)
-    text_values = _split(parts.values[1](text), parts.heads)
-    scores = torch.matmul(q, k.transpose(-1, -2)) * q.shape[-1] ** -0.5
-    to_vision = torch.matmul(torch.softmax(scores, dim=-1), text_values)
-    turned = scores.transpose(-1, -2) + (1 - mask) * _MASKED
-    to_text = torch.matmul(torch.softmax(turned, dim=-1), vision_values)
-    dv, dt = parts.outs[0](_join(to_vision)), parts.outs[1](_join(to_text))
+    (batch, pixels, dim), texts, heads = vision.shape, text.shape[1], parts.heads
+    score, value, out = parts.scores[0], parts.values[0], parts.outs[0]
+    keys = _split(parts.scores[1](text), heads)  # [B,H,T,D]
+    depth = keys.shape[-1]
+    keys = keys * depth**-0.5
+    turned_keys = torch.matmul(keys, score.weight.view(heads, depth, dim)).flatten(1, 2)
+    shifts = torch.matmul(keys, score.bias.view(heads, depth, 1)).flatten(1)
+    scores = torch.matmul(vision, turned_keys.transpose(1, 2)) + shifts[:, None]  # [B,S,H*T]
+
+    given = _split(parts.values[1](text), heads)
+    back = out.weight.view(dim, heads, depth).permute(1, 2, 0)
+    given = torch.matmul(given, back).flatten(1, 2)  # [B,H*T,d]
+    weights = torch.softmax(scores.view(batch, pixels, heads, texts), dim=-1).flatten(2)
+    dv = torch.matmul(weights, given) + out.bias
+
+    masked = scores.transpose(1, 2) + (1 - mask) * _MASKED
+    seen = torch.matmul(torch.softmax(masked, dim=-1), vision).view(batch, heads, texts, dim)
+    taken = torch.matmul(seen, value.weight.view(heads, depth, dim).transpose(1, 2))
+    dt = parts.outs[1](_join(taken + value.bias.view(heads, 1, depth)))
     return vision + parts.gains[0] * dv, text + parts.gains[1] * dt
 
 

@@ -227,19 +227,30 @@ class ObjectDecoder(nn.Module):
         return outputs
 
     def mask_pixels(self, map1: Tensor, memory: Tensor, geometry: Geometry) -> Tensor:
-        """Per-pixel mask embedding [B,d,H/4,W/4] from the stride-4 map and memory level 0."""
+        """Per-pixel mask embedding [B,mask_dim,H/4,W/4] of the stride-4 map and memory level 0."""
+        out: Tensor = self.model.mask_features(self._mixed_pixels(map1, memory, geometry))
+        return out
+
+    def _mixed_pixels(self, map1: Tensor, memory: Tensor, geometry: Geometry) -> Tensor:
+        """[B,d,H/4,W/4], what `mask_features` reads."""
         h, w = geometry.shapes[0]
         level0 = memory[:, : h * w].transpose(1, 2).reshape(memory.shape[0], -1, h, w)
         fine = self.model.lateral_convs[0](map1)
         coarse = F.interpolate(
             level0, size=(fine.shape[-2], fine.shape[-1]), mode="bilinear", align_corners=False
         )
-        out: Tensor = self.model.mask_features(F.relu(self.model.output_convs[0](fine + coarse)))
-        return out
+        return F.relu(self.model.output_convs[0](fine + coarse))
 
     def masks(self, map1: Tensor, memory: Tensor, queries: Tensor, geometry: Geometry) -> Tensor:
-        """Mask logits [B,k,H/4,W/4] of the chosen queries [B,k,d]."""
-        pixels = self.mask_pixels(map1, memory, geometry)
-        embedding = self.mask_embed[-1](queries)
-        flat = torch.matmul(embedding, pixels.flatten(2))
+        """Mask logits [B,k,H/4,W/4] of the chosen queries [B,k,d].
+
+        Queries are few and pixels are many: `mask_features`, a product for each pixel, is applied
+        to the queries in its place, e (W x + b) as (e W) x + e b.
+        """
+        pixels = self._mixed_pixels(map1, memory, geometry)
+        embedding, features = self.mask_embed[-1](queries), self.model.mask_features
+        assert features.bias is not None, "built with one"
+        folded = torch.matmul(embedding, features.weight.flatten(1))
+        flat = torch.matmul(folded, pixels.flatten(2))
+        flat = flat + torch.matmul(embedding, features.bias)[..., None]
         return flat.view(flat.shape[0], flat.shape[1], pixels.shape[2], pixels.shape[3])
