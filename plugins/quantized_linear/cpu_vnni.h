@@ -15,7 +15,7 @@ namespace {
 constexpr int64_t kFewRows = 5;       // measured: from 6 on the tiles are the faster way
 constexpr int64_t kStretch = 512;     // 16 KB of tiles: they stay in the first-level cache
 constexpr int64_t kPanel = 32;        // outputs of a tile: two vectors
-constexpr int64_t kTileOutputs = 64;  // outputs of a task with many rows
+constexpr int64_t kTileOutputs = 32;  // outputs of a task with many rows
 
 VISIONLLM_INLINE int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 
