@@ -204,8 +204,7 @@ class ObjectDecoder(nn.Module):
     ) -> list[DecoderOutput]:
         """Run the decoder; predictions of the last layer, or of ``every`` layer for training."""
         batch, top = memory.shape[0], proposals.top
-        index = top[..., None].expand(-1, -1, 4)
-        boxes = torch.gather(proposals.box_logits, 1, index).sigmoid().detach()
+        boxes = proposals.chosen.sigmoid().detach()
         rows = self.model.query_position_embeddings.weight[: top.shape[1]]
         x = rows[None].expand(batch, -1, -1)
         ratios = level.valid_ratios.repeat(1, 2)

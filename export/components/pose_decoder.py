@@ -199,8 +199,7 @@ class PoseDecoder(nn.Module):
         geometry: Geometry,
     ) -> list[BoxOutput]:
         """Run the box layers; the result of each."""
-        index = proposals.top[..., None].expand(-1, -1, 4)
-        boxes = torch.gather(proposals.box_logits, 1, index).sigmoid().detach()
+        boxes = proposals.chosen.sigmoid().detach()
         x = self.transformer.tgt_embed.weight[None].expand(memory.shape[0], -1, -1)
         around = Surroundings(memory, text, level.mask, geometry)
         decoder, outputs = self.transformer.decoder, []

@@ -24,13 +24,15 @@ class Proposals:
 
     Attributes:
         scores: [B,S,T] logits against every text.
-        box_logits: [B,S,4] boxes before the sigmoid.
+        box_logits: [B,S,4] boxes before the sigmoid; only training and tests read all of them.
         top: [B,Q] int64 indices of the chosen ones, best first.
+        chosen: [B,Q,4] their boxes before the sigmoid.
     """
 
     scores: Tensor
     box_logits: Tensor
     top: Tensor
+    chosen: Tensor
 
 
 def flatten_levels(projections: nn.ModuleList, maps: tuple[Tensor, Tensor, Tensor]) -> Tensor:
@@ -69,9 +71,11 @@ def best_proposals(
     """
     found = features(memory * level.proposals_ok[None, :, None])
     scores = torch.matmul(found, text.transpose(1, 2))
-    box_logits = boxes(found) + level.proposals
     top = torch.topk(scores.amax(dim=-1), count, dim=1).indices
-    return Proposals(scores, box_logits, top)
+    # Of the chosen alone, so that a graph, which reads no others, computes no others.
+    best = torch.gather(found, 1, top[..., None].expand(-1, -1, found.shape[-1]))
+    chosen = boxes(best) + level.proposals[top]
+    return Proposals(scores, boxes(found) + level.proposals, top, chosen)
 
 
 def box_embedding(boxes: Tensor, dim: int) -> Tensor:

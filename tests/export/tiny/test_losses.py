@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -213,7 +214,8 @@ def proposals(scores: Tensor) -> Proposals:
     for b, truth in enumerate(truths()):
         if len(truth.boxes):
             boxes[b] = truth.boxes[0]
-    return Proposals(scores, boxes.logit(), torch.zeros(3, 1, dtype=torch.int64))
+    top = torch.zeros(3, 1, dtype=torch.int64)
+    return Proposals(scores, boxes.logit(), top, boxes.logit()[:, :1])
 
 
 def positives() -> Tensor:
@@ -248,12 +250,12 @@ def test_perfect_proposals_cost_nothing() -> None:
     scores = torch.where(positives(), SURE, -SURE)
     alone = (truths()[1], truths()[1], truths()[2])
     given = proposals(scores)
-    given = Proposals(scores[[1, 1, 2]], given.box_logits[[1, 1, 2]], given.top)
+    given = replace(given, scores=scores[[1, 1, 2]], box_logits=given.box_logits[[1, 1, 2]])
     found = {k: float(v) for k, v in proposal_losses(given, alone, GEOMETRY).items()}
     assert set(found) == {"enc_class", "enc_l1", "enc_giou"}
     assert max(found.values()) < 1e-3, found
     moved = given.box_logits.sigmoid() + torch.tensor([0.1, 0, 0, 0])
-    worse = Proposals(-given.scores, moved.logit(), given.top)
+    worse = replace(given, scores=-given.scores, box_logits=moved.logit())
     found = {k: float(v) for k, v in proposal_losses(worse, alone, GEOMETRY).items()}
     assert min(found.values()) > 0.05, found
 
