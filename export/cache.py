@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import json
 import os
-import secrets
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -20,7 +19,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from visionllm_edge.runtime.bundle import lock_folder, sha256_of_file, unlock_folder
+from visionllm_edge.runtime.bundle import (
+    lock_folder,
+    make_locked_folder,
+    sha256_of_file,
+    unlock_folder,
+)
 
 __all__ = ["CACHE_VARIABLE", "StageCache", "default_cache_folder", "key_of", "package_versions"]
 
@@ -161,9 +165,7 @@ class StageCache:
         """A folder to fill; it becomes the entry when the block ends without an error."""
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._clear_leftovers()
-        partial = self.folder / f"{_PARTIAL}{key[:12]}-{secrets.token_hex(4)}"
-        partial.mkdir(mode=0o700)
-        lock = lock_folder(partial)
+        partial, lock = make_locked_folder(self.folder / f"{_PARTIAL}{key[:12]}-", mode=0o700)
         try:
             yield partial
             files = sorted(path for path in partial.rglob("*") if path.is_file())

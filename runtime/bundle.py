@@ -41,6 +41,7 @@ __all__ = [
     "BundleWriter",
     "Manifest",
     "lock_folder",
+    "make_locked_folder",
     "regular_files",
     "sha256_of_file",
     "unlock_folder",
@@ -199,9 +200,8 @@ class BundleWriter:
         parent = self._target.parent
         parent.mkdir(parents=True, exist_ok=True)
         _clear_leftovers(self._target)
-        self._partial = parent / f".{self._target.name}{_PARTIAL}{secrets.token_hex(6)}"
-        self._partial.mkdir()
-        self._lock = lock_folder(self._partial)
+        start = parent / f".{self._target.name}{_PARTIAL}"
+        self._partial, self._lock = make_locked_folder(start)
         return self
 
     def __exit__(
@@ -460,6 +460,28 @@ def lock_folder(folder: Path) -> int | None:
         os.close(handle)
         return None
     return handle
+
+
+def make_locked_folder(start: Path, *, mode: int = 0o777) -> tuple[Path, int | None]:
+    """Make a folder whose new name begins as `start` does, and lock it.
+
+    Another process that clears leftovers may come between the two and take it for one; then it is
+    made again under another name.
+
+    Returns:
+        The folder and its lock, None on a system without such locks.
+    """
+    for last in (False,) * 7 + (True,):
+        folder = start.with_name(f"{start.name}{secrets.token_hex(6)}")
+        folder.mkdir(mode=mode)
+        lock = None
+        with contextlib.suppress(FileNotFoundError):
+            lock = lock_folder(folder)
+        if folder.exists() and (lock is not None or last):
+            return folder, lock
+        unlock_folder(lock)
+        shutil.rmtree(folder, ignore_errors=True)
+    raise BundleError(f"'{start.parent}': expected a new folder to stay, it was removed each time.")
 
 
 def unlock_folder(lock: int | None) -> None:

@@ -15,7 +15,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from visionllm_edge.runtime.bundle import Bundle, BundleWriter, sha256_of_file
+from visionllm_edge.runtime import bundle as bundle_module
+from visionllm_edge.runtime.bundle import (
+    Bundle,
+    BundleWriter,
+    lock_folder,
+    make_locked_folder,
+    sha256_of_file,
+    unlock_folder,
+)
 from visionllm_edge.runtime.errors import BundleError
 from visionllm_edge.runtime.manifest import Manifest
 
@@ -362,3 +370,35 @@ def test_a_running_compile_is_left_alone(tmp_path: Path) -> None:
     assert (
         Bundle.open(tmp_path / "demo").stage_model("llm_decoder").read_bytes().endswith(b" first")
     )
+
+
+@pytest.mark.parametrize("finished", [True, False], ids=["it is gone", "it is being removed"])
+def test_a_new_folder_that_another_process_took_for_a_leftover_is_made_again(
+    finished: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Path] = []
+    theirs: list[int | None] = []
+
+    def lock_after_the_other(folder: Path) -> int | None:
+        asked.append(folder)
+        if len(asked) == 1 and finished:
+            folder.rmdir()
+        elif len(asked) == 1:
+            theirs.append(lock_folder(folder))
+        return lock_folder(folder)
+
+    monkeypatch.setattr(bundle_module, "lock_folder", lock_after_the_other)
+    made, lock = make_locked_folder(tmp_path / ".new-")
+    assert made.is_dir() and made != asked[0] and made.name.startswith(".new-")
+    assert lock is not None and lock_folder(made) is None
+    assert [path.name for path in tmp_path.iterdir()] == [made.name]
+    for each in (lock, *theirs):
+        unlock_folder(each)
+
+
+def test_without_locks_a_folder_is_made_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bundle_module, "lock_folder", lambda folder: None)
+    made, lock = make_locked_folder(tmp_path / ".new-")
+    assert lock is None and list(tmp_path.iterdir()) == [made]
