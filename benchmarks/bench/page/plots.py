@@ -174,9 +174,10 @@ def roofline_plot(stages: Sequence[StageTimes], names: Sequence[str]) -> str | N
         if roof is None or roof.counted_bytes == 0 or roof.counted_operations == 0:
             continue
         intensity = roof.counted_operations / roof.counted_bytes
-        rate = roof.counted_operations / entry.stats.p50 / 1e6
-        points.append((entry, intensity, rate))
-        roofs.append((intensity, roof.counted_operations / roof.limit_ms / 1e6))
+        # Operations are those of a whole request, which may run a stage many times.
+        best = roof.counted_operations / roof.limit_ms / 1e6
+        points.append((entry, intensity, best * roof.share))
+        roofs.append((intensity, best))
     if not points:
         return None
     x = Axis(

@@ -14,11 +14,12 @@ from tests.benchmarks.bench.json_schema import errors
 from tests.benchmarks.bench.made_up import STAGES, made_up_result, noisy
 from visionllm_edge.benchmarks.bench.measurement import Result
 from visionllm_edge.benchmarks.bench.page import html_page, plot_files
-from visionllm_edge.benchmarks.bench.page.plots import gantt
+from visionllm_edge.benchmarks.bench.page.plots import gantt, roofline_plot
 from visionllm_edge.benchmarks.bench.page.svg import Axis, ticks
 from visionllm_edge.benchmarks.bench.run import stage_times
 from visionllm_edge.benchmarks.bench.sampling import Timed
 from visionllm_edge.benchmarks.bench.schema import result_schema
+from visionllm_edge.benchmarks.bench.statistics import summarize
 from visionllm_edge.benchmarks.bench.tables import markdown_table, text_table
 from visionllm_edge.runtime.errors import InputError
 
@@ -107,6 +108,22 @@ def test_every_picture_is_good_xml() -> None:
     for text in files.values():
         root = ElementTree.fromstring(text)
         assert root.tag.endswith("svg") and root.get("aria-label")
+
+
+def test_a_stage_that_runs_often_stands_below_its_limit() -> None:
+    stage = made_up_result().stages[0]
+    often = dataclasses.replace(stage, stats=summarize([0.1] * 60), runs_per_request=16.0)
+    assert often.roofline is not None and often.roofline.share < 1
+    picture = roofline_plot([often], list(STAGES))
+    assert picture is not None
+    root = ElementTree.fromstring(picture)
+    (dot,) = root.iter("{http://www.w3.org/2000/svg}circle")
+    bars = [
+        line
+        for line in root.iter("{http://www.w3.org/2000/svg}line")
+        if line.get("stroke-dasharray")
+    ]
+    assert len(bars) == 1 and float(dot.get("cy", 0)) > float(bars[0].get("y1", 0))
 
 
 @pytest.mark.parametrize(
