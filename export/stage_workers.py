@@ -13,9 +13,9 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from multiprocessing.util import Finalize
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from types import TracebackType
+from typing import NamedTuple
 
 import torch
 
@@ -53,15 +53,28 @@ class StageWorkers:
         threads = max(1, (os.cpu_count() or 1) // jobs)
         context = multiprocessing.get_context("spawn")
         with _deaf_to_interrupts():
-            self._pool = context.Pool(jobs, _begin_worker, (threads,))
+            self._pool = context.Pool(jobs, torch.set_num_threads, (threads,))
 
     def __enter__(self) -> StageWorkers:
         """Return itself."""
         return self
 
-    def __exit__(self, *_: object) -> None:
-        """End the processes, also after an interruption."""
-        self._pool.terminate()
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Let the processes leave by themselves; after an error or an interruption, end them.
+
+        One that leaves gives back the semaphores that libraries made in it, of which the
+        interpreter would complain below our last line.
+        """
+        if kind is None:
+            self._pool.close()
+            self._pool.join()
+        else:
+            self._pool.terminate()
 
     def build(
         self,
@@ -91,22 +104,6 @@ class StageWorkers:
 def _weight(stage: Stage, config: VisionLLMConfig) -> int:
     long = stage.name in ("det_encoder", "det_decoder")
     return len(stage.bucket_list(config)) * (3 if long else 1)
-
-
-def _begin_worker(threads: int) -> None:
-    """What a new process does first.
-
-    Being ended must run its finalizers: libraries that it imports make semaphores, of which the
-    interpreter would complain below our last line.
-    """
-    signal.signal(signal.SIGTERM, _leave)
-    # While it leaves, nobody needs to tell it again.
-    Finalize(None, signal.signal, args=(signal.SIGTERM, signal.SIG_IGN), exitpriority=100)
-    torch.set_num_threads(threads)
-
-
-def _leave(number: int, frame: object) -> NoReturn:
-    raise SystemExit(128 + number)
 
 
 @contextlib.contextmanager
